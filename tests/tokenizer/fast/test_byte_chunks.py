@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from transformerlm.tokenizer import Tokenizer, pretokenize, reading, train_bpe
 from transformerlm.tokenizer import tokenizer as tokenizer_module
 from transformerlm.tokenizer.pretokenize import SpecialTokenSplitter
+from transformerlm.tokenizer.reading import Chunk
 from transformerlm.utils import text_files
 from transformerlm.utils.text_files import ReadStats, read_text
 
@@ -23,6 +25,31 @@ def test_a_run_without_a_cut_is_one_chunk(tmp_path: Path, monkeypatch: pytest.Mo
     (tmp_path / "a.txt").write_bytes(b"x" * 5000 + b" " + b"y" * 20_000)
     chunks = list(byte_chunks.read_chunks(tmp_path / "a.txt", SpecialTokenSplitter([]), stats=ReadStats()))
     assert [int(chunk.ends[-1]) for chunk in chunks] == [5000, 20_001]
+
+
+def test_memory_is_used_again_only_when_nobody_holds_any_of_it(tmp_path: Path) -> None:
+    """Chunks that are kept stay as they are; those that are not come in the same memory; a short one is given up."""
+    (tmp_path / "a.txt").write_bytes(b"".join(b"%d " % number for number in range(3000)))
+
+    def chunks() -> Iterator[Chunk]:
+        splitter = SpecialTokenSplitter([])
+        return byte_chunks.read_chunks(tmp_path / "a.txt", splitter, stats=ReadStats(), size=1000)
+
+    kept = list(chunks())
+    assert b"".join(bytes(chunk.data[: chunk.ends[-1]]) for chunk in kept) == (tmp_path / "a.txt").read_bytes()
+    assert len({chunk.data.ctypes.data for chunk in kept}) == len(kept) > 10
+    assert len({chunk.data.ctypes.data for chunk in chunks()}) <= 2
+    buffers = byte_chunks._Buffers()
+    held = buffers.take(100)
+    part = held[:1]
+    assert buffers.take(50) is not held
+    place = held.ctypes.data
+    del held
+    assert buffers.take(50).ctypes.data != place
+    del part
+    assert place in {buffers.take(50).ctypes.data, buffers.take(100).ctypes.data}
+    buffers.take(200)
+    assert [len(array) for array in buffers._arrays] == [200]
 
 
 @pytest.mark.parametrize("damaged", [0, 700, 1500, 2999])

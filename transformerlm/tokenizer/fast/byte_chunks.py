@@ -83,18 +83,24 @@ def read_chunks(
 class _Buffers:
     """Arrays of bytes, each taken again once nobody holds it or a part of it: new memory takes longer than reading."""
 
-    _UNHELD = 3  # references: the list's, `take`'s own, and that of the question
-
     def __init__(self) -> None:
         self._arrays: list[Array] = []
 
     def take(self, size: int) -> Array:
         """Return an array of `size` bytes or more; what is in it is whatever was there before."""
-        for array in self._arrays:
-            if len(array) >= size and sys.getrefcount(array) == self._UNHELD:
-                return array
+        self._arrays = [array for array in self._arrays if len(array) >= size]  # what has become too short is given up
+        for place in range(len(self._arrays)):
+            if _references(self._arrays, place) == _OF_THE_LIST:
+                return self._arrays[place]
         self._arrays.append(np.empty(size, dtype=np.uint8))
         return self._arrays[-1]
+
+
+def _references(arrays: list[Array], place: int) -> int:
+    return sys.getrefcount(arrays[place])
+
+
+_OF_THE_LIST = _references([np.empty(0, dtype=np.uint8)], 0)  # asked, as Python's versions count the question or not
 
 
 def _check_runs(data: Array, cut: int, splitter: SpecialTokenSplitter, where: str) -> None:

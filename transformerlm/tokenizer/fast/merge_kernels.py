@@ -74,7 +74,7 @@ def empty_pairs(num_merges: int) -> Pairs:
 
 @helper
 def find_pair(pairs: Pairs, left: int, right: int) -> int:
-    """Return a pair's rank and, in the low 32 bits, the id that merging it makes; `NO_PAIR` if nothing merges it."""
+    """Return a pair's value (rank, whether it is certain, and the id it makes); `NO_PAIR` if nothing merges it."""
     values = pairs.values
     if left | right < DIRECT_IDS:
         return values[unsigned(left * DIRECT_IDS + right)]
