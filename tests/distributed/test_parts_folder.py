@@ -210,6 +210,16 @@ def test_a_share_that_finds_the_folder_gone_is_done(tmp_path):
         folder.run([missing])
 
 
+def test_what_a_share_wrote_into_a_folder_that_was_being_removed_goes_too(tmp_path):
+    """It came too late for the other one to see it; the next command would have found a folder that is nobody's."""
+    share = ClusterConfig(on="share", share="1/1")
+    with parts_folder(tmp_path, cluster=share) as folder, parts_folder(tmp_path, cluster=share) as other:
+        folder.remove()
+        (other.path / "late").mkdir(parents=True)
+        (other.path / "mark").touch()
+    assert not other.path.exists()
+
+
 def test_the_first_of_two_that_do_the_same_part_wins(tmp_path):
     """The second finds the part in place, takes its facts and leaves nothing: as where a file system has no locks."""
     parts = squares(tmp_path, 1)

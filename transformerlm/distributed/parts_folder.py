@@ -134,7 +134,13 @@ class PartsFolder:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Let the folder go; what is done stays for the next call."""
+        """Let the folder go; what is done stays for the next call.
+
+        Where another share has published and removed the folder meanwhile, this one may have kept it from going, or
+        have written into it since; so it removes what is left.
+        """
+        if self._cluster.on == "share" and not self.is_there:
+            self.remove()
         self._lock.close()
 
     def run(
