@@ -27,7 +27,7 @@ PROBE_NAME = "probe"
 PREDICTION, OUTCOME = "prediction.json", "outcome.json"
 PROBE_SHARE = 0.1  # of the time, for all that is tried before the run
 MIN_PROBE_SHARE = 0.05  # for the short run, however long it took to time the steps
-PROBE_PATIENCE = 3.0  # a probe ends after so many times what it should take
+PROBE_PATIENCE, PATIENT_SECONDS = 3.0, 5.0  # a probe of few seconds may take so many times what it should
 SAMPLE_TOKENS = 100
 SLOW = 0.6  # of the steps that were planned
 MANY_PASSES = 5
@@ -183,7 +183,7 @@ def prepare(task: Task, text: Text, speed: Speed, spent: float) -> tuple[Plan, S
     plan = choice.choose(text, speed, seconds=seconds, probe_seconds=share, most_context=_most_context(task))
     size = f"{plan.parameters / 1e6:.2g} million parameters"
     with working(f"a short run of {plan.probe_steps:,} steps, to know what the whole one will reach"):
-        result = _probe(task, plan, share)
+        result = _probe(task, plan)
     seconds = max(task.seconds / 2, task.seconds - spent - result.seconds)
     rate = result.tokens_per_second
     step_seconds = plan.tokens_per_step / rate if rate else plan.seconds_per_step
@@ -208,16 +208,19 @@ def prepare(task: Task, text: Text, speed: Speed, spent: float) -> tuple[Plan, S
     )
 
 
-def _probe(task: Task, plan: Plan, seconds: float) -> RunResult:
+def _probe(task: Task, plan: Plan) -> RunResult:
     from transformerlm.experiments.fit.results import read_result
 
+    # Where its steps turn out to be slow, its schedule follows the time, and it makes fewer of them.
+    seconds = plan.probe_steps * plan.seconds_per_step
+    seconds = max(1.0, seconds, min(PROBE_PATIENCE * seconds, PATIENT_SECONDS))
     settings = {
         **_places(task.home),
         **plan.values,
         "training.device": task.device,
         "training.seed": task.seed,
         "training.max_steps": plan.probe_steps,
-        "training.max_time": f"{max(1.0, PROBE_PATIENCE * seconds):.1f}s",
+        "training.max_time": f"{seconds:.1f}s",
         "training.log_interval": 1,
         "training.eval_interval": 0,
         "checkpoint.interval": 0,

@@ -6,11 +6,11 @@ import importlib.util
 
 
 def how_to_install(extra: str) -> str:
-    """Return the commands that install an extra of the package: pip's, and uv's, whose environments have no pip.
+    """Return the commands that install an extra of a clone: pip's, and uv's, whose environments have no pip.
 
     `--inexact` lets uv keep the extras that are already installed.
     """
-    return f'pip install "transformerlm[{extra}]", or in a clone with uv: uv sync --inexact --extra {extra}'
+    return f'in the clone, pip install -e ".[{extra}]", or with uv: uv sync --inexact --extra {extra}'
 
 
 def require_extra(package: str) -> None:

@@ -243,6 +243,9 @@ def test_the_probes_and_the_training_share_the_time(pretend, text, tmp_path):
         call("fit", text, "--dir", tmp_path / name, f"--time={seconds}s", "--dry-run")
         train = read(tmp_path / name / "prediction.json")["seconds"]
         assert train == pytest.approx(max(seconds / 2, seconds - 2 * 8.0 - 1.5))
+        probe = settings_of(pretend.started[-1])
+        limit = float(probe["training.max_time"].removesuffix("s"))
+        assert seconds == 10 or 2 * 8.0 + limit <= 0.1 * seconds
 
 
 def test_steps_that_do_not_fit_are_an_error_with_both_numbers(pretend, text, tmp_path):

@@ -245,7 +245,7 @@ def test_without_matplotlib_the_table_is_printed(tmp_path, monkeypatch):
     done = call("runs_compare", make_run(tmp_path, "a", 4.0), "--picture", tmp_path / "p.png")
     assert (done.code, done.records[0]["losses"]) == (0, [4.0])
     assert done.stderr.startswith("no picture: ")
-    assert 'pip install "transformerlm[plot]"' in done.stderr
+    assert 'pip install -e ".[plot]"' in done.stderr
     assert not (tmp_path / "p.png").exists()
 
 

@@ -66,7 +66,7 @@ def test_a_missing_library_is_one_line(monkeypatch):
     monkeypatch.setitem(sys.modules, "uvicorn", None)
     done = call("serve", "--checkpoint=nowhere")
     assert done.code == 1
-    assert 'pip install "transformerlm[serve]"' in done.stderr
+    assert 'pip install -e ".[serve]"' in done.stderr
 
 
 def test_a_missing_checkpoint_is_one_line(tmp_path):

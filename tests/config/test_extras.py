@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[2]
 def test_pip_and_uv_are_both_told():
     """A uv environment has no pip, and a pip environment no uv; uv keeps the extras that are already installed."""
     assert how_to_install("gguf") == (
-        'pip install "transformerlm[gguf]", or in a clone with uv: uv sync --inexact --extra gguf'
+        'in the clone, pip install -e ".[gguf]", or with uv: uv sync --inexact --extra gguf'
     )
 
 
@@ -25,6 +25,6 @@ def test_every_place_that_names_an_extra_asks_here_and_names_one_that_exists():
     for room in ("config", "transformerlm", "databuilder", "cli", "logger", "benchmarking", "profiling"):
         for path in (ROOT / room).rglob("*.py"):
             source = path.read_text(encoding="utf-8")
-            assert "transformerlm[" not in source or path.name == "extras.py", path
+            assert "pip install -e" not in source or path.name == "extras.py", path
             named |= set(re.findall(r"(?:how_to_install|require_extra)\([\"'](\w+)[\"']\)", source))
     assert {"fast", "gguf"} <= named <= set(extras)

@@ -56,7 +56,7 @@ def test_without_numba_the_reference_takes_over_and_says_so_once(caplog: pytest.
         "the compiled tokenizer, some ten times as fast, is not used (numba is not installed): "
         + how_to_install("fast")
     ]
-    with pytest.raises(ImportError, match=r"found numba is not installed: pip install "):
+    with pytest.raises(ImportError, match=r"found numba is not installed: in the clone, pip install "):
         Tokenizer(BYTES, [], engine="compiled").encode("a")
 
 

@@ -476,7 +476,7 @@ def _joined(
         start, end = end, end + len(part)
         if end > len(result):
             expected = min(round(1.02 * end / max(read(), 1e-9)), max(2 * end, _EXPECTED_IDS))
-            longer = np.empty(max(end, expected), dtype=dtype)
+            longer = np.empty(max(expected, end + end // 4), dtype=dtype)
             longer[:start] = result[:start]
             result = longer
         result[start:end] = part

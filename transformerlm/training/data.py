@@ -159,11 +159,9 @@ def _windows(
         inputs, targets = to_device(tokens.read(starts), device)
         return inputs, targets
     if isinstance(tokens, MaskedTokens):
-        inputs, targets = _windows(tokens.tokens, starts, context_length, "cpu")
+        inputs, targets = _windows(tokens.tokens, starts, context_length, device)
         learnt = np.stack([tokens.mask.read(start + 1, start + 1 + context_length) for start in starts.tolist()])
-        targets = targets.where(torch.from_numpy(learnt), IGNORED)
-        inputs, targets = to_device(torch.stack([inputs, targets]).numpy(), device)
-        return inputs, targets
+        return inputs, targets.where(to_device(learnt.view(np.uint8), device) != 0, IGNORED)
     if isinstance(tokens, ShardedTokens):
         # A GPU gets the ids as they are in the file: a quarter of the bytes, for uint16.
         ids = tokens.windows(starts, context_length + 1, dtype=None if device.type == "cuda" else np.int64)

@@ -75,21 +75,22 @@ class DocumentRows:
         """Return the numbers of the rows of a batch, counted over all epochs, `(batch_size,)`."""
         return (step - 1) * batch_size + np.arange(batch_size, dtype=np.int64)
 
-    def read(self, places: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    def read(self, places: npt.NDArray[np.int64]) -> npt.NDArray[np.int32]:
         """Return the inputs and targets of rows, `(2, rows, context_length)`."""
-        inputs = np.full((len(places), self.context_length), self.separator_id, dtype=np.int64)
-        targets = np.full_like(inputs, IGNORED)
+        both = np.empty((2, len(places), self.context_length), dtype=np.int32)
+        inputs, targets = both
+        inputs[:], targets[:] = self.separator_id, IGNORED
         for row, (starts, lengths) in enumerate(self._stretches(places)):
             at = 0
             for start, length in zip(starts.tolist(), lengths.tolist(), strict=True):
                 first = max(0, start - 1)  # the separator of the document before; nothing is before the first one
-                ids = np.asarray(self.tokens[first : start + length]).astype(np.int64)
+                ids = self.tokens[first : start + length]
                 inputs[row, at + length + 1 - len(ids) : at + length] = ids[:-1]
                 targets[row, at : at + length] = ids[len(ids) - length :]
                 if self._mask is not None:
                     targets[row, at : at + length][~self._mask.read(start, start + length)] = IGNORED
                 at += length
-        return np.stack([inputs, targets])
+        return both
 
     def _stretches(self, places: npt.NDArray[np.int64]) -> list[tuple[Array, Array]]:
         """Return the pieces of each row: where their targets begin in the tokens, and how many there are."""

@@ -171,6 +171,35 @@ def test_several_runs_their_samples_events_and_differences(page):
     assert (key, sorted(values)) == ("optimizer.learning_rate", ["0.001", "0.01"])
 
 
+@pytest.mark.parametrize("tab", ["tokens", "runs", "server"])
+def test_the_keyboard_alone_reaches_what_a_tab_shows(page, tab):
+    """Tab after tab, the focus comes to each field, button and link that can be seen, and is seen there itself."""
+    open_runs(page, "first", "second")
+    page.wait_for_selector("#charts figure[aria-label*='first 3.6 at 40']")
+    page.click(f"#tab-{tab}")
+    page.wait_for_selector(f"#{tab}:visible")
+    wanted = page.evaluate(
+        """(tab) => {
+          const kinds = `input, select, textarea, button, a[href], [tabindex="0"]`;
+          return [...document.querySelectorAll(`#${tab} :is(${kinds})`)]
+            .filter((one) => one.checkVisibility() && !one.disabled)
+            .map((one, number) => (one.dataset.number = String(number)));
+        }""",
+        tab,
+    )
+    page.focus(f"#tab-{tab}")
+    reached = set()
+    for _ in range(2 * len(wanted) + 10):
+        page.keyboard.press("Tab")
+        number, outline = page.evaluate(
+            "[document.activeElement.dataset.number, getComputedStyle(document.activeElement).outlineStyle]"
+        )
+        reached.add(number)
+        assert number is None or outline != "none", page.evaluate("document.activeElement.outerHTML")
+    assert reached >= set(wanted), set(wanted) - reached
+    assert wanted or tab == "server"
+
+
 def test_time_memory_and_environment_are_those_of_the_lines(page, site):
     """The axis of time is the run's own clock, memory has a chart, and what the run was made with is in a table."""
     with own_run(site, "clocked", steps=3) as home:

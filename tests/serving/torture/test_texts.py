@@ -123,7 +123,7 @@ def larger(tmp_path_factory: pytest.TempPathFactory, files: TinyFiles) -> Path:
 @pytest.mark.parametrize("cache", [256, 0])
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "int8"])
 def test_many_texts_are_those_of_infer_at_any_load(precision, cache, larger, files, tmp_path):
-    """50 prompts with 4 seeds at 1, 2, 8 and 32 streams beside 60 that are cancelled, with a prefix cache or none."""
+    """50 prompts with 4 seeds at 1 to 32 streams, streamed and whole, 60 others cancelled, with a cache or not."""
     rng = random.Random(7)
     prompts = prompts_of(files, 50, 1000, rng)
     settings = ["--reproducible=true", f"--precision={precision}", "--seed=100", "--num_samples=4"]
@@ -140,7 +140,7 @@ def test_many_texts_are_those_of_infer_at_any_load(precision, cache, larger, fil
         for number in range(200)
     ]
     arguments = [f"--precision={precision}", f"--engine.prefix_cache_mb={cache}", "--engine.slots=32"]
-    loads = [Load(streams, is_streamed, 60) for streams, is_streamed in ((1, True), (2, False), (8, True), (32, False))]
+    loads = [Load(streams, is_streamed, 60) for streams in (1, 2, 8, 32) for is_streamed in (True, False)]
     with serving(larger, tmp_path, *arguments) as server:
         check(server, bodies, expected, loads)
         if cache:

@@ -38,7 +38,6 @@ def test_memory_is_used_again_only_when_nobody_holds_any_of_it(tmp_path: Path) -
     kept = list(chunks())
     assert b"".join(bytes(chunk.data[: chunk.ends[-1]]) for chunk in kept) == (tmp_path / "a.txt").read_bytes()
     assert len({chunk.data.ctypes.data for chunk in kept}) == len(kept) > 10
-    assert len({chunk.data.ctypes.data for chunk in chunks()}) <= 2
     buffers = byte_chunks._Buffers()
     held = buffers.take(100)
     part = held[:1]

@@ -29,12 +29,13 @@ from transformerlm.tokenizer.pretokenize import PATTERNS
 from transformerlm.utils.strings import is_utf8
 
 pytest.importorskip("numba")
-from transformerlm.tokenizer.fast import encoder, seam_kernels
+from transformerlm.tokenizer.fast import encoder, seam_kernels, table_kernels
 from transformerlm.tokenizer.fast.arrays import padded
 
 PLAIN = plain_kernels.load()
 SPECIALS = (EOT, EOT + EOT, "<|e|>", "a b", "\n\n", "'s")
 PARTS = [*"aZsvle'19.  \n\r\t\u3000é漢²|<>\u2019"]
+PARTS += ["\u0e01", "\u0e31", "\u0e01\u0e02\u0e04\u0e19\u0e40" * 4, "\u2026" * 8, "\u0436" * 9]  # as a look shows them
 PARTS += [EOT, "<|e|>", "the ", "and", "漢字" * 10, "x" * 90, "word" * 6, HARD_TEXT]
 EACH_PATTERN = pytest.mark.parametrize("pattern", COMPILED_PATTERNS)
 
@@ -169,7 +170,7 @@ def test_a_pattern_that_the_kernels_do_not_know_is_left_to_the_reference() -> No
 def test_a_piece_that_is_a_token_is_that_token(seed: int, pattern: str) -> None:
     """With ignore_merges, in both engines, in long pieces, too, and where parts between seams are spelled as tokens."""
     rng = random.Random(seed)
-    for alphabet in ("abc", "漢字文", "aé漢", "".join(map(chr, range(0x4E00, 0x4E50)))):
+    for alphabet in ("abc", "漢字文", "aé漢", "\u0e01\u0e02\u0e04", "".join(map(chr, range(0x4E00, 0x4E50)))):
         reference = from_ranks(seed, alphabet=alphabet, pattern=pattern, engine="reference")
         tokenizer = from_ranks(seed, alphabet=alphabet, pattern=pattern, engine="compiled")
         ids = {token.decode(): each for each, token in list(reference.vocab.items())[256:-1] if is_utf8(token)}
@@ -281,10 +282,32 @@ def test_the_room_for_a_giant_piece_is_given_back(monkeypatch: pytest.MonkeyPatc
     (table,) = tokenizer._engines.compiled("encode")._encoder._tables.queue
     size = len(table.work)
     monkeypatch.setattr(encoder, "_KEPT_WORK", size)
+    monkeypatch.setattr(encoder, "_KEPT_IDS", 1000)
     reference = Tokenizer(tokenizer.vocab, merges, engine="reference")
     for length in (9000, 300, 5000):
         assert tokenizer.encode("a" * length) == reference.encode("a" * length)
         assert len(table.work) == size
+        assert len(table.out) <= 1000
+
+
+def test_a_long_piece_whose_hash_is_zero_is_no_empty_slot() -> None:
+    """Such words can be made: sixteen letters of which the last eight undo what the first eight made of the hash."""
+
+    def undone(number: np.ndarray) -> np.ndarray:  # `long_hash` multiplies, then shifts by 29 bits
+        inverse = np.uint64(pow(int(table_kernels._MIX_A), -1, 1 << 64))
+        return (number ^ number >> np.uint64(29) ^ number >> np.uint64(58)) * inverse
+
+    letters = np.random.default_rng(0).integers(ord("a"), ord("z") + 1, size=(3_000_000, 8), dtype=np.uint8)
+    last = letters.view("<u8")[:, 0]
+    first = np.uint64(16) ^ undone(undone(last) ^ last)
+    words = np.concatenate([first.astype("<u8").view(np.uint8).reshape(-1, 8), letters], axis=1)
+    are_letters = ((words | 0x20 >= ord("a")) & (words | 0x20 <= ord("z"))).all(axis=1)
+    assert are_letters.any()
+    for word in words[are_letters]:
+        with np.errstate(over="ignore"):
+            assert int(PLAIN["table_kernels"].long_hash(padded(bytes(word)), 0, 16)) == 0
+        text = bytes(word).decode()
+        assert COMPILED["gpt2"].encode(text) == REFERENCE["gpt2"].encode(text)
 
 
 @pytest.mark.parametrize("engine", ["reference", "compiled"])

@@ -22,14 +22,15 @@ from transformerlm.tokenizer.fast.arrays import padded
 
 ALPHABET = list("aZsvlretdmSVLRETDM\u017f'1926.  \n\r\t\u3000\u00a0é漢²\x1c<|>e\u2019—\u0301🇩")
 WIDE = list("aé\u00d7÷ñ\u017fɿ\u0280жЂ\u0482\u04c1ß'1. \n\u2010\u2019…\u2027\u2028\u200a\u20ac漢한の々e\u0301")
+THAI = [*map(chr, range(0x0DFF, 0x0E82)), *"a'1. \né…", *("\u0e01\u0e19" * 40)]
 PLAIN = plain_kernels.load()
-BROKEN = st.lists(st.sampled_from([b"\xf0", b"\xe3\x80", b" ", b"a"])).map(b"".join)
+BROKEN = st.lists(st.sampled_from([b"\xf0", b"\xe3\x80", b"\xe0\xb8", b"\xe0", b"\xb8\x81", b" ", b"a"])).map(b"".join)
 EACH_PATTERN = pytest.mark.parametrize("pattern", encoder.PATTERNS)
 
 
-def _pieces(data: bytes, pattern: str, kernels: object = piece_kernels) -> list[bytes]:
+def _pieces(data: bytes, pattern: str, kernels: object = piece_kernels, *, behind: bytes = b"") -> list[bytes]:
     ends = np.zeros(len(data) + 1, dtype=np.int64)
-    array = padded(data)
+    array = padded(data + behind)
     with np.errstate(over="ignore"):  # numpy warns where a number wraps around; the kernels mean it
         number = kernels.find_pieces(array, 0, len(data), encoder.PATTERNS[pattern], unicode_table(), ends)  # type: ignore[attr-defined]
     bounds = [0, *ends[:number].tolist()]
@@ -71,12 +72,21 @@ def test_every_code_point_is_cut_as_regex_cuts_it(context: str, pattern: str) ->
 
 @EACH_PATTERN
 def test_random_text_is_cut_as_regex_cuts_it(pattern: str) -> None:
-    """6,000 texts of the characters at which the patterns decide: short ones, and longer than one look takes in."""
+    """7,500 texts of the characters at which the patterns decide: short ones, and longer than one look takes in."""
     rng = random.Random(0)
-    alphabets = [ALPHABET, [character for character in ALPHABET if character.isascii()], list("it's  \n we'll"), WIDE]
-    for number in range(6_000):
-        text = "".join(rng.choices(alphabets[number % 4], k=rng.choice([3, 10, 40, 63, 64, 65, 200])))
+    alphabets = [
+        ALPHABET,
+        [character for character in ALPHABET if character.isascii()],
+        list("it's  \n we'll"),
+        WIDE,
+        THAI,
+    ]
+    for number in range(7_500):
+        alphabet = alphabets[number % len(alphabets)]
+        text = "".join(rng.choices(alphabet, k=rng.choice([3, 10, 40, 63, 64, 65, 200])))
         assert _pieces(text.encode(), pattern) == _expected(text, pattern), text
+        behind = "".join(rng.choices(alphabet, k=5)).encode()  # of the next text, which is none of this one's
+        assert _pieces(text.encode(), pattern, behind=behind) == _expected(text, pattern), (text, behind)
 
 
 @EACH_PATTERN

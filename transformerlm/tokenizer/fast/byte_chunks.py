@@ -57,7 +57,7 @@ def read_chunks(
             file.seek(start)
         while more:
             room = max(size or reading.CHUNK_BYTES, len(kept) + min(len(kept), pretokenize.MAX_UNCUT_CHARS))
-            data = buffers.take(room + PADDING)
+            data = buffers.take(room + PADDING)[: room + PADDING]
             data[: len(kept)] = kept
             left = len(data) if end is None else end - position - len(kept)
             full = _fill(file, data, len(kept), left)

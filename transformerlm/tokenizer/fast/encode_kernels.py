@@ -48,6 +48,7 @@ from transformerlm.tokenizer.fast.table_kernels import (
     PIECE_END,
     POSITION,
     SEGMENT,
+    SHORT_BYTES,
     USED_IDS,
     WRITTEN,
     Pieces,
@@ -65,7 +66,7 @@ _U0, _U1, _U2, _U31, _U40, _U62 = (np.uint64(number) for number in (0, 1, 2, 31,
 _ID_MASK, _COUNT_MASK, _PLACE_MASK = np.uint64((1 << 31) - 1), np.uint64(0xFFFF), np.uint64((1 << 40) - 1)
 _TWO_IDS = np.uint64(1 << 62)
 # What `ahead` holds of a piece that is found and not yet looked up: the two words of its key (a long one: its hash and
-# 0), its home in the table, where it ends, and where its pre-token does.
+# 1), its home in the table, where it ends, and where its pre-token does.
 _FIRST, _SECOND, _HOME, _STOP, _PIECE_STOP = (np.uint64(number) for number in range(5))
 AHEAD_WORDS = 5
 
@@ -91,8 +92,11 @@ def look_ahead(
         seen_from, seen = start, _U0
         if start >= piece_end:
             seen = ends_from(data, start, end, pattern)
-        while seen != _U0:  # what a look shows has no seams
+        while seen != _U0:
             stop = seen_from + lowest_bit(seen)
+            if stop - start > SHORT_BYTES and may_have_seams(data, start):
+                piece_end = stop  # it is cut at its seams below; a short one is likely to come again as it is
+                break
             note_piece(data, start, stop, stop, pieces, ahead, number)
             seen &= seen - _U1
             start = stop

@@ -33,6 +33,7 @@ SEGMENT_BYTES = 1 << 20
 
 _FIRST_SLOTS = 1 << 16  # 2 MB, a huge page
 _KEPT_WORK = 1 << 21  # numbers: a piece of 300 kB, of which there are hardly any
+_KEPT_IDS = 4 * SEGMENT_BYTES  # of a run without a place to cut, which there hardly is
 
 
 class KnownPieces(NamedTuple):
@@ -259,17 +260,17 @@ class CompiledEncoder:
 
     @contextmanager
     def _table(self) -> Iterator[PieceTable]:
-        """Lend a table that no other thread has."""
+        """Lend a table that no other thread has; after an error it is not used again, as it may be half made."""
         try:
             table = self._tables.get_nowait()
         except Empty:
             table = PieceTable(max_bytes=self._cache_bytes, known=self._known)
-        try:
-            yield table
-        finally:
-            if len(table.work) > _KEPT_WORK:  # for a giant piece, and the next one may never come
-                table.work = _room_to_merge(kernels.CACHED_BYTES)
-            self._tables.put(table)
+        yield table
+        if len(table.work) > _KEPT_WORK:  # for a giant piece, and the next one may never come
+            table.work = _room_to_merge(kernels.CACHED_BYTES)
+        if len(table.out) > _KEPT_IDS:
+            table.out = table.out[:0].copy()
+        self._tables.put(table)
 
 
 class CompiledDecoder:

@@ -2,7 +2,7 @@
 
 `piece_end` gives what the regular expressions of `pretokenize.py` give, alternative by alternative, without trying one
 after the other: the first character or two say which one it is. For GPT-2's pattern `gpt2_ends` looks at 64 bytes at
-once, as far as they are ASCII, or Latin and Cyrillic letters, or dashes and quotation marks. The rules of
+once, as far as they are ASCII, or Latin and Cyrillic letters, or Thai, or dashes and quotation marks. The rules of
 `encode_kernels.py` hold here too.
 
 In all kernels here `data` is the text, uint8 `(bytes + PADDING,)`, `start`, `place` and `end` are positions in it, and
@@ -140,8 +140,8 @@ def gpt2_ends(data: Array, start: int, end: int) -> Any:
     One bit a byte, all bytes at once: a piece begins where the kind of character changes, but a blank belongs to what
     follows it, and of several characters of white space the last is a piece of its own. Two stretches are left to
     `piece_end`: the last three bytes, whose neighbours are not seen, and everything from the first character that is
-    neither ASCII nor one of those that `wide_letters` and `wide_marks` know. An example, the byte at `start` on the
-    left and the lowest bit of each mask below it:
+    neither ASCII nor one of those that `wide_letters`, `wide_marks` and `thai` know. An example, the byte at `start` on
+    the left and the lowest bit of each mask below it:
 
         text         It's 42  now!
         letters      11.1.....111....
@@ -167,6 +167,11 @@ def gpt2_ends(data: Array, start: int, end: int) -> Any:
         wide = wide_letters(data, start)
         letters |= wide
         odd &= ~(wide | wide_marks(data, start))
+        if odd != _NONE:
+            known, thai_letters, thai_numbers = thai(data, start)
+            letters |= thai_letters
+            numbers |= thai_numbers
+            odd &= ~known
     others = ~(letters | numbers | spaces)
     inside = letters & letters << _ONE | numbers & numbers << _ONE | others & others << _ONE | blanks << _ONE
     # White space begins a piece unless white space is on both sides; so does the end of the text.
@@ -199,7 +204,32 @@ def wide_letters(data: Array, start: int) -> Any:
 def wide_marks(data: Array, start: int) -> Any:
     """Return the bytes of the marks from U+2010 to U+2027, which have three: dashes, quotation marks, the ellipsis."""
     second = bytes_between(data, start, 0, 0x80, 1) & bytes_between(data, start, 0, 0xE2, 1) << _ONE
-    third = bytes_between(data, start, 0, 0x90, 0x18) & second << _ONE
+    return whole_characters(bytes_between(data, start, 0, 0x90, 0x18) & second << _ONE)
+
+
+@helper
+def thai(data: Array, start: int) -> tuple[Any, Any, Any]:
+    """Return the bytes of the characters of Thai, those of its letters, and those of its numbers.
+
+    Thai is written without blanks, but GPT-2's pattern ends a piece at each vowel or tone above or below a letter. All
+    characters from U+0E00 to U+0E7F have three bytes: 0xE0, 0xB8 or 0xB9, and one that says which it is.
+    """
+    begin = bytes_between(data, start, 0, 0xE0, 1)
+    lower = bytes_between(data, start, 0, 0xB8, 1) & begin << _ONE
+    upper = bytes_between(data, start, 0, 0xB9, 1) & begin << _ONE
+    # U+0E01 to U+0E3A and U+0E3F; U+0E40 to U+0E5B. The others mean nothing yet.
+    known = (bytes_between(data, start, 0, 0x81, 0x3A) | bytes_between(data, start, 0, 0xBF, 1)) & lower << _ONE
+    known |= bytes_between(data, start, 0, 0x80, 0x1C) & upper << _ONE
+    # U+0E01 to U+0E30, U+0E32 and U+0E33; U+0E40 to U+0E46.
+    letters = (bytes_between(data, start, 0, 0x81, 0x30) | bytes_between(data, start, 0, 0xB2, 2)) & lower << _ONE
+    letters |= bytes_between(data, start, 0, 0x80, 7) & upper << _ONE
+    numbers = bytes_between(data, start, 0, 0x90, 10) & upper << _ONE
+    return whole_characters(known), whole_characters(letters), whole_characters(numbers)
+
+
+@helper
+def whole_characters(third: Any) -> Any:
+    """Return all bytes of characters of three bytes, of which the last ones are given."""
     return third | third >> _ONE | third >> _TWO
 
 
@@ -247,14 +277,18 @@ def number_end(data: Array, start: int, end: int, most: int, kinds: Array) -> in
 @helper
 def ends_from(data: Array, start: int, end: int, pattern: int) -> Any:
     """Return where pre-tokens end after `start`, bit n for `start + n`: as many as one look shows, or none."""
-    if pattern == GPT2 and is_worth_a_look(max(byte_at(data, start), byte_at(data, start + 1))):
+    if pattern == GPT2 and is_worth_a_look(data, start):
         return gpt2_ends(data, start, end)
     return _NONE
 
 
 @helper
-def is_worth_a_look(byte: int) -> bool:
-    """Return whether a look knows the characters that begin with this byte; a piece begins with it, or with a blank."""
+def is_worth_a_look(data: Array, start: int) -> bool:
+    """Return whether a look knows the characters that begin as the first one does, which a blank may come before."""
+    first = byte_at(data, start)
+    byte = max(first, byte_at(data, start + 1))
+    if byte == 0xE0:
+        return byte_at(data, start + (1 if first == 0xE0 else 2)) & 0xFE == 0xB8
     return byte < 0xC2 or 0xC3 <= byte <= 0xC9 or 0xD0 <= byte <= 0xD1
 
 

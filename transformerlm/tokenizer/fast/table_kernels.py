@@ -101,18 +101,21 @@ def find_slot(data: Array, start: int, length: int, pieces: Pieces) -> Any:
 
 @helper
 def key_and_home(data: Array, start: int, length: int, shift: Any) -> tuple[Any, Any, Any]:
-    """Return the two words of a piece's key, those of a long one its hash and 0, and where the search for it begins."""
+    """Return the two words of a piece's key, those of a long one its hash and 1, and where the search for it begins.
+
+    No slot has 1 as its second key: an empty one has 0, and a short piece's length is in the top byte.
+    """
     if length <= SHORT_BYTES:
         first, second = short_key(data, start, length)
         return first, second, home_slot(first, second, shift)
     first = long_hash(data, start, length)
-    return first, _U0, home_slot(first, LONG, shift)
+    return first, _U1, home_slot(first, LONG, shift)
 
 
 @helper
 def slot_from(home: Any, data: Array, start: int, length: int, first: Any, second: Any, pieces: Pieces) -> Any:
     """Return what `find_slot` does, for a piece whose key and home are known."""
-    if second == _U0:
+    if second == _U1:
         return probe_long(data, start, length, pieces, home, first)
     return probe(pieces.slots, home, first, second)
 
