@@ -278,7 +278,8 @@ class Tokenizer:
 
     def encode_chunk(self, chunk: Chunk) -> tuple[np.ndarray, int]:
         """Return the ids of a chunk, and how many U+FFFD replaced its invalid bytes."""
-        return self._engines.compiled("encode").encode_chunk(chunk)
+        ids, replaced = self._engines.compiled("encode").encode_chunk(chunk)
+        return ids.astype(self._vocabulary.id_type), replaced
 
     def encode_to_array(self, text: str, *, num_workers: int = 1) -> np.ndarray:
         """Return the ids of `text` as a numpy array, uint16 where all ids fit and uint32 otherwise; shape (tokens,)."""
@@ -306,9 +307,8 @@ class Tokenizer:
         results: Generator[tuple[np.ndarray, Any], None, None]  # ids, and what is not needed here
         if engine.takes_bytes and is_plain_text(paths[0]) and not self._splitter.needs_text:
             chunks = self.read_chunks(paths[0], stats=stats, size=_FILE_CHUNK_BYTES)
-            results = map_in_order(
-                self.encode_chunk, chunks, num_workers=workers, threads=workers > 1, caller_works=True
-            )
+            encode_chunk = self._engines.compiled("encode").encode_chunk
+            results = map_in_order(encode_chunk, chunks, num_workers=workers, threads=workers > 1, caller_works=True)
         else:
             allow_special = allow_special or not format_of(paths[0]).holds_rows
             splitter = self._splitter if allow_special else self._splitter.without_tokens()

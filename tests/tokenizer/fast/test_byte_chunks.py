@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from transformerlm.tokenizer import Tokenizer, pretokenize, reading, train_bpe
@@ -17,6 +18,7 @@ from transformerlm.utils.text_files import ReadStats, read_text
 
 pytest.importorskip("numba")
 from transformerlm.tokenizer.fast import byte_chunks
+from transformerlm.tokenizer.fast.arrays import Buffers
 
 
 def test_a_run_without_a_cut_is_one_chunk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -38,7 +40,7 @@ def test_memory_is_used_again_only_when_nobody_holds_any_of_it(tmp_path: Path) -
     kept = list(chunks())
     assert b"".join(bytes(chunk.data[: chunk.ends[-1]]) for chunk in kept) == (tmp_path / "a.txt").read_bytes()
     assert len({chunk.data.ctypes.data for chunk in kept}) == len(kept) > 10
-    buffers = byte_chunks._Buffers()
+    buffers = Buffers(np.uint8, longest=200)
     held = buffers.take(100)
     part = held[:1]
     assert buffers.take(50) is not held
@@ -48,6 +50,8 @@ def test_memory_is_used_again_only_when_nobody_holds_any_of_it(tmp_path: Path) -
     del part
     assert place in {buffers.take(50).ctypes.data, buffers.take(100).ctypes.data}
     buffers.take(200)
+    assert [len(array) for array in buffers._arrays] == [200]
+    assert len(buffers.take(201)) == 201
     assert [len(array) for array in buffers._arrays] == [200]
 
 

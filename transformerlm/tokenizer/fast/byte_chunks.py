@@ -8,7 +8,6 @@ Part of: counter, engine
 from __future__ import annotations
 
 import codecs
-import sys
 from collections.abc import Iterator, Sequence
 from io import FileIO
 from pathlib import Path
@@ -17,7 +16,7 @@ import numpy as np
 
 from transformerlm.tokenizer import pretokenize, reading
 from transformerlm.tokenizer.fast import text_kernels as text_kernels
-from transformerlm.tokenizer.fast.arrays import PADDING, Array, padded
+from transformerlm.tokenizer.fast.arrays import PADDING, Array, Buffers, padded
 from transformerlm.tokenizer.pretokenize import SpecialTokenSplitter
 from transformerlm.tokenizer.reading import Chunk
 from transformerlm.utils.text_files import ReadStats, changed_since, no_utf8
@@ -51,7 +50,7 @@ def read_chunks(
             that ends before `end`.
     """
     kept = np.empty(0, dtype=np.uint8)
-    more, position, buffers = True, start, _Buffers()
+    more, position, buffers = True, start, Buffers(np.uint8)
     with path.open("rb", buffering=0) as file:
         if start:
             file.seek(start)
@@ -78,29 +77,6 @@ def read_chunks(
             del data  # so that it can be taken again when nobody else holds it
     if end is not None and position < end:
         raise changed_since(path, expected=end)
-
-
-class _Buffers:
-    """Arrays of bytes, each taken again once nobody holds it or a part of it: new memory takes longer than reading."""
-
-    def __init__(self) -> None:
-        self._arrays: list[Array] = []
-
-    def take(self, size: int) -> Array:
-        """Return an array of `size` bytes or more; what is in it is whatever was there before."""
-        self._arrays = [array for array in self._arrays if len(array) >= size]  # what has become too short is given up
-        for place in range(len(self._arrays)):
-            if _references(self._arrays, place) == _OF_THE_LIST:
-                return self._arrays[place]
-        self._arrays.append(np.empty(size, dtype=np.uint8))
-        return self._arrays[-1]
-
-
-def _references(arrays: list[Array], place: int) -> int:
-    return sys.getrefcount(arrays[place])
-
-
-_OF_THE_LIST = _references([np.empty(0, dtype=np.uint8)], 0)  # asked, as Python's versions count the question or not
 
 
 def _check_runs(data: Array, cut: int, splitter: SpecialTokenSplitter, where: str) -> None:

@@ -21,7 +21,7 @@ from transformerlm.tokenizer.fast import merge_kernels as merge_kernels
 from transformerlm.tokenizer.fast import seam_kernels as seam_kernels
 from transformerlm.tokenizer.fast import table_kernels as table_kernels
 from transformerlm.tokenizer.fast import text_kernels as text_kernels
-from transformerlm.tokenizer.fast.arrays import PADDING, Array, hash_shift, padded
+from transformerlm.tokenizer.fast.arrays import PADDING, Array, Buffers, hash_shift, padded
 from transformerlm.tokenizer.fast.unicode_tables import unicode_table
 from transformerlm.tokenizer.memory_limit import Memory
 from transformerlm.tokenizer.parallel import map_in_order
@@ -33,7 +33,8 @@ SEGMENT_BYTES = 1 << 20
 
 _FIRST_SLOTS = 1 << 16  # 2 MB, a huge page
 _KEPT_WORK = 1 << 21  # numbers: a piece of 300 kB, of which there are hardly any
-_KEPT_IDS = 4 * SEGMENT_BYTES  # of a run without a place to cut, which there hardly is
+_KEPT_IDS = 4 * SEGMENT_BYTES  # more are those of a run without a place to cut, which there hardly is
+_STEP = 1 << 16  # room for ids is a multiple of this, so that it is enough for other chunks, too
 
 
 class KnownPieces(NamedTuple):
@@ -62,7 +63,7 @@ class PieceTable:
         )
         self.ahead = np.zeros(kernels.AHEAD_WORDS * kernels.MOST_AHEAD, dtype=np.uint64)
         self.work = _room_to_merge(kernels.CACHED_BYTES)
-        self.out = np.zeros(0, dtype=np.uint32)
+        self._ids = Buffers(np.uint32, longest=_KEPT_IDS)
         self._add_known()
 
     @property
@@ -105,10 +106,8 @@ class PieceTable:
             self.make_room(need, int(cursor[table_kernels.NEEDED]))
 
     def room_to_write(self, num_ids: int) -> Array:
-        """Return an array for the ids of a call; it is used again by the next one."""
-        if len(self.out) < num_ids:
-            self.out = np.empty(num_ids, dtype=np.uint32)
-        return self.out
+        """Return an array for the ids of a call; it is used again when nobody holds it."""
+        return self._ids.take(-(-num_ids // _STEP) * _STEP)
 
 
 def _room_to_merge(num_bytes: int) -> Array:
@@ -214,15 +213,21 @@ class CompiledEncoder:
         return self._encode(padded(b"".join(texts)), ends, num_threads=num_threads, ordinary=ordinary)
 
     def encode_array(self, data: Array, ends: Array, *, ordinary: bool = False) -> Array:
-        """Return the ids of texts, valid UTF-8 with `PADDING` zeros after it, which end at `ends`."""
-        return self._encode(data, ends, num_threads=1, ordinary=ordinary)[0]
+        """Return the ids of texts, valid UTF-8 with `PADDING` zeros after it, which end at `ends`.
 
-    def _encode(self, data: Array, ends: Array, *, num_threads: int, ordinary: bool = False) -> tuple[Array, Array]:
+        They are uint32 as the kernels wrote them, for a caller who copies them to their place: their memory, of four
+        bytes for each byte of text, is used again when they are let go.
+        """
+        return self._encode(data, ends, num_threads=1, ordinary=ordinary, as_written=True)[0]
+
+    def _encode(
+        self, data: Array, ends: Array, *, num_threads: int, ordinary: bool = False, as_written: bool = False
+    ) -> tuple[Array, Array]:
         segments, last = (self._no_specials if ordinary else self._specials).segments(data, bounds_of(ends))
         # Each run of segments gives its ids and where each segment's end; the ends are counted from the run's first id.
         parts, part_ends = [], []
         total = 0
-        tasks = ((data, run) for run in _runs(segments))
+        tasks = ((data, run, as_written) for run in _runs(segments))
         with closing(
             map_in_order(self._encode_run, tasks, num_workers=num_threads, threads=num_threads > 1, caller_works=True)
         ) as results:
@@ -234,8 +239,8 @@ class CompiledEncoder:
         ids = parts[0] if len(parts) == 1 else np.concatenate([np.empty(0, dtype=self._dtype), *parts])
         return ids, all_ends[last]
 
-    def _encode_run(self, task: tuple[Array, Array]) -> tuple[Array, Array]:
-        data, segments = task
+    def _encode_run(self, task: tuple[Array, Array, bool]) -> tuple[Array, Array]:
+        data, segments, as_written = task
         ends = np.empty(len(segments), dtype=np.int64)
         cursor = np.zeros(5, dtype=np.int64)
         with self._table() as table:
@@ -256,7 +261,8 @@ class CompiledEncoder:
                 ends,
             ):  # fmt: skip
                 table.make_room(need, int(cursor[table_kernels.NEEDED]))
-            return out[: cursor[table_kernels.WRITTEN]].astype(self._dtype), ends
+            ids = out[: cursor[table_kernels.WRITTEN]]
+            return ids if as_written else ids.astype(self._dtype), ends
 
     @contextmanager
     def _table(self) -> Iterator[PieceTable]:
@@ -268,8 +274,6 @@ class CompiledEncoder:
         yield table
         if len(table.work) > _KEPT_WORK:  # for a giant piece, and the next one may never come
             table.work = _room_to_merge(kernels.CACHED_BYTES)
-        if len(table.out) > _KEPT_IDS:
-            table.out = table.out[:0].copy()
         self._tables.put(table)
 
 

@@ -118,7 +118,7 @@ class CompiledEngine:
         return byte_chunks.read_chunks(path, splitter, stats=stats, size=size, start=start, end=end)
 
     def encode_chunk(self, chunk: Chunk) -> tuple[Array, int]:
-        """Return the ids of a chunk, and how many U+FFFD replaced its invalid bytes."""
+        """Return the ids of a chunk, as `CompiledEncoder.encode_array`, and how many U+FFFD replaced invalid bytes."""
         assert self._encoder is not None, "encoding is not loaded"
         chunk, replaced = byte_chunks.made_valid(chunk)
         return self._encoder.encode_array(chunk.data, chunk.ends, ordinary=chunk.ordinary), replaced
