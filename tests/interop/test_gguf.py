@@ -302,7 +302,7 @@ def test_a_file_that_reads_back_differently_is_not_kept(files, tmp_path, monkeyp
 def test_without_the_package_the_error_says_what_to_install(tmp_path, monkeypatch):
     """One line names the extra."""
     monkeypatch.setitem(sys.modules, "gguf", None)
-    with pytest.raises(ValueError, match=r'gguf is not installed: pip install "transformerlm\[gguf\]"'):
+    with pytest.raises(ValueError, match=r'gguf is not installed: in the clone, pip install -e ".\[gguf\]"'):
         write_gguf(tmp_path, tmp_path / "m.gguf")
 
 

@@ -276,7 +276,7 @@ def test_missing_package_is_one_line(monkeypatch, spec):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: spec)
     with pytest.raises(
         ValueError,
-        match=r'^wandb is not installed: pip install "transformerlm\[wandb\]"',
+        match=r'^wandb is not installed: in the clone, pip install -e ".\[wandb\]"',
     ):
         create_logger("wandb", run_name="a")
 

@@ -123,7 +123,7 @@ def test_a_missing_library_is_one_line_that_says_how_to_get_it(
     for one in (name, "a.txt"):
         (tmp_path / one).write_bytes(b"")
     (tmp_path / "a.txt.gz").write_bytes(gzip.compress(b""))
-    with pytest.raises(ValueError, match=r'files need pyarrow: pip install "transformerlm\[data\]"'):
+    with pytest.raises(ValueError, match=r'files need pyarrow: in the clone, pip install -e ".\[data\]"'):
         expand_inputs(tmp_path / name)
     assert len(expand_inputs([tmp_path / "a.txt", tmp_path / "a.txt.gz"])) == 2
 

@@ -127,5 +127,5 @@ def test_a_point_that_no_model_can_have_is_a_failure(tmp_path):
 def test_without_optuna_an_error_says_what_to_install(monkeypatch):
     """Grid and random search need none."""
     monkeypatch.setitem(sys.modules, "optuna", None)
-    with pytest.raises(ImportError, match=r'method = "tpe" needs optuna.*transformerlm\[sweep\]'):
+    with pytest.raises(ImportError, match=r'method = "tpe" needs optuna.*pip install -e ".\[sweep\]"'):
         load_optuna()
