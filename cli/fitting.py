@@ -27,6 +27,7 @@ PROBE_NAME = "probe"
 PREDICTION, OUTCOME = "prediction.json", "outcome.json"
 PROBE_SHARE = 0.1  # of the time, for all that is tried before the run
 MIN_PROBE_SHARE = 0.05  # for the short run, however long it took to time the steps
+PROBE_FILL = 0.85  # of the probe's share, for its steps as they were timed; the rest is for the first one and for noise
 PROBE_PATIENCE, PATIENT_SECONDS = 3.0, 5.0  # a probe of few seconds may take so many times what it should
 SAMPLE_TOKENS = 100
 SLOW = 0.6  # of the steps that were planned
@@ -180,13 +181,14 @@ def prepare(task: Task, text: Text, speed: Speed, spent: float) -> tuple[Plan, S
     rows = read_rows(task.past_runs or PAST_RUNS)
     share = max(MIN_PROBE_SHARE * task.seconds, PROBE_SHARE * task.seconds - spent)
     seconds = max(task.seconds / 2, task.seconds - spent - share)
-    plan = choice.choose(text, speed, seconds=seconds, probe_seconds=share, most_context=_most_context(task))
+    plan = choice.choose(
+        text, speed, seconds=seconds, probe_seconds=PROBE_FILL * share, most_context=_most_context(task)
+    )
     size = f"{plan.parameters / 1e6:.2g} million parameters"
     with working(f"a short run of {plan.probe_steps:,} steps, to know what the whole one will reach"):
-        result = _probe(task, plan)
+        result = _probe(task, plan, spare=(1 - PROBE_FILL) * share)
     seconds = max(task.seconds / 2, task.seconds - spent - result.seconds)
-    rate = result.tokens_per_second
-    step_seconds = plan.tokens_per_step / rate if rate else plan.seconds_per_step
+    step_seconds = _seconds_per_step(plan, result)
     plan = choice.keep_time(plan, seconds_per_step=step_seconds, seconds=seconds)
     write_run(task, plan, seconds)
     probe = probe_of(result)
@@ -208,12 +210,19 @@ def prepare(task: Task, text: Text, speed: Speed, spent: float) -> tuple[Plan, S
     )
 
 
-def _probe(task: Task, plan: Plan) -> RunResult:
+def _seconds_per_step(plan: Plan, result: RunResult) -> float:
+    """Return what a step took in the short run; where it made too few to say, what was timed, or all its time."""
+    if result.tokens_per_second:
+        return plan.tokens_per_step / result.tokens_per_second
+    return result.seconds / result.steps if result.stopped_by == "max_time" else plan.seconds_per_step
+
+
+def _probe(task: Task, plan: Plan, *, spare: float) -> RunResult:
     from transformerlm.experiments.fit.results import read_result
 
     # Where its steps turn out to be slow, its schedule follows the time, and it makes fewer of them.
     seconds = plan.probe_steps * plan.seconds_per_step
-    seconds = max(1.0, seconds, min(PROBE_PATIENCE * seconds, PATIENT_SECONDS))
+    seconds = max(1.0, seconds + spare, min(PROBE_PATIENCE * seconds, PATIENT_SECONDS))
     settings = {
         **_places(task.home),
         **plan.values,

@@ -220,6 +220,16 @@ def test_what_a_share_wrote_into_a_folder_that_was_being_removed_goes_too(tmp_pa
     assert not other.path.exists()
 
 
+def test_a_newer_folder_of_the_same_name_is_left_alone(tmp_path):
+    """Another command may begin it after the removal, before this share ends; its plan is still to come."""
+    share = ClusterConfig(on="share", share="1/1")
+    with parts_folder(tmp_path, cluster=share) as folder:
+        folder.remove()
+        folder.path.mkdir()
+        (folder.path / ".lock").touch()
+    assert folder.path.exists()
+
+
 def test_the_first_of_two_that_do_the_same_part_wins(tmp_path):
     """The second finds the part in place, takes its facts and leaves nothing: as where a file system has no locks."""
     parts = squares(tmp_path, 1)

@@ -139,9 +139,11 @@ class PartsFolder:
         Where another share has published and removed the folder meanwhile, this one may have kept it from going, or
         have written into it since; so it removes what is left.
         """
-        if self._cluster.on == "share" and not self.is_there:
-            self.remove()
-        self._lock.close()
+        try:
+            if self._cluster.on == "share" and not self.is_there and self._is_ours():
+                self.remove()
+        finally:
+            self._lock.close()
 
     def run(
         self,
@@ -200,6 +202,14 @@ class PartsFolder:
     def is_there(self) -> bool:
         """Whether the plan is still there; another share removes it after publishing."""
         return (self.path / PLAN).exists()
+
+    def _is_ours(self) -> bool:
+        """Return whether the folder is the one that this process has opened, and not a newer one of its name."""
+        try:
+            found = (self.path / _LOCK).stat()
+        except FileNotFoundError:  # it is being removed, or has been
+            return True
+        return os.path.samestat(found, os.fstat(self._lock.fileno()))
 
     def _do(self, parts: Sequence[Part], *, mapper: Mapper, num_cpus: int, wait: bool) -> Iterable[str]:
         do = partial(do_part, self.path, self.plan_sha256)

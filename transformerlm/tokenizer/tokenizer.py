@@ -291,8 +291,8 @@ class Tokenizer:
         """Return the ids of a file's text as an array, as `encode` gives them.
 
         A row of JSON lines or Parquet counts by itself, and is plain text unless `allow_special` is given. Memory: the
-        ids (twice for a moment, where their number turns out to be larger than the first ones let expect), and some
-        8 MB of text a worker (or the longest pre-token).
+        ids (twice for a moment, where their number turns out to be larger than the first ones let expect), and for
+        each worker a few MB of text and four times as much for its ids (more for a pre-token that is longer).
 
         Raises:
             FileNotFoundError: no such file.
@@ -476,7 +476,7 @@ def _joined(
         start, end = end, end + len(part)
         if end > len(result):
             expected = min(round(1.02 * end / max(read(), 1e-9)), max(2 * end, _EXPECTED_IDS))
-            longer = np.empty(max(expected, end + end // 4), dtype=dtype)
+            longer = np.empty(max(expected, end + end // 4), dtype=dtype)  # a quarter more, so that little is copied
             longer[:start] = result[:start]
             result = longer
         result[start:end] = part

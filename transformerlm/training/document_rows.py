@@ -76,7 +76,7 @@ class DocumentRows:
         return (step - 1) * batch_size + np.arange(batch_size, dtype=np.int64)
 
     def read(self, places: npt.NDArray[np.int64]) -> npt.NDArray[np.int32]:
-        """Return the inputs and targets of rows, `(2, rows, context_length)`."""
+        """Return the inputs and targets of rows, `(2, rows, context_length)`; ids are below 2^31."""
         both = np.empty((2, len(places), self.context_length), dtype=np.int32)
         inputs, targets = both
         inputs[:], targets[:] = self.separator_id, IGNORED

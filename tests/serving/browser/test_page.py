@@ -171,7 +171,7 @@ def test_several_runs_their_samples_events_and_differences(page):
     assert (key, sorted(values)) == ("optimizer.learning_rate", ["0.001", "0.01"])
 
 
-@pytest.mark.parametrize("tab", ["tokens", "runs", "server"])
+@pytest.mark.parametrize("tab", ["tokens", "runs"])
 def test_the_keyboard_alone_reaches_what_a_tab_shows(page, tab):
     """Tab after tab, the focus comes to each field, button and link that can be seen, and is seen there itself."""
     open_runs(page, "first", "second")
@@ -197,7 +197,7 @@ def test_the_keyboard_alone_reaches_what_a_tab_shows(page, tab):
         reached.add(number)
         assert number is None or outline != "none", page.evaluate("document.activeElement.outerHTML")
     assert reached >= set(wanted), set(wanted) - reached
-    assert wanted or tab == "server"
+    assert wanted
 
 
 def test_time_memory_and_environment_are_those_of_the_lines(page, site):

@@ -29,7 +29,7 @@ def test_a_run_without_a_cut_is_one_chunk(tmp_path: Path, monkeypatch: pytest.Mo
     assert [int(chunk.ends[-1]) for chunk in chunks] == [5000, 20_001]
 
 
-def test_memory_is_used_again_only_when_nobody_holds_any_of_it(tmp_path: Path) -> None:
+def test_memory_is_used_again_only_when_nobody_holds_any_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Chunks that are kept stay as they are; those that are not come in the same memory; a short one is given up."""
     (tmp_path / "a.txt").write_bytes(b"".join(b"%d " % number for number in range(3000)))
 
@@ -40,6 +40,14 @@ def test_memory_is_used_again_only_when_nobody_holds_any_of_it(tmp_path: Path) -
     kept = list(chunks())
     assert b"".join(bytes(chunk.data[: chunk.ends[-1]]) for chunk in kept) == (tmp_path / "a.txt").read_bytes()
     assert len({chunk.data.ctypes.data for chunk in kept}) == len(kept) > 10
+    made: list[Buffers] = []
+
+    def noted(dtype: type[np.uint8]) -> Buffers:
+        made.append(Buffers(dtype))
+        return made[-1]
+
+    monkeypatch.setattr(byte_chunks, "Buffers", noted)
+    assert [len(made[0]._arrays) for _ in chunks()][-1] <= 2
     buffers = Buffers(np.uint8, longest=200)
     held = buffers.take(100)
     part = held[:1]

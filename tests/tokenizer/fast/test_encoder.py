@@ -288,6 +288,23 @@ def test_the_room_for_a_giant_piece_is_given_back(monkeypatch: pytest.MonkeyPatc
         assert len(table.work) == size
 
 
+def test_a_table_that_was_in_use_at_an_error_is_not_used_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may be half made."""
+    compiled = _build("compiled")._engines.compiled("encode")._encoder
+    (table,) = compiled._tables.queue
+    with monkeypatch.context() as patch:
+        patch.setattr(encoder.kernels, "encode_segments", _no_memory)
+        with pytest.raises(MemoryError):
+            compiled.encode_texts([b"a"])
+    assert not compiled._tables.queue
+    compiled.encode_texts([b"a"])
+    assert table not in compiled._tables.queue
+
+
+def _no_memory(*_: Any) -> int:
+    raise MemoryError
+
+
 def test_a_long_piece_whose_hash_is_zero_is_no_empty_slot() -> None:
     """Such words can be made: sixteen letters of which the last eight undo what the first eight made of the hash."""
 
