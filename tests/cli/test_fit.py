@@ -11,9 +11,11 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from cli import fitting
 from tests.cli.commands import ROOT, call
 from tests.cli.pretended import settings_of
 from tests.training.tiny_run import END
@@ -246,6 +248,16 @@ def test_the_probes_and_the_training_share_the_time(pretend, text, tmp_path):
         probe = settings_of(pretend.started[-1])
         limit = float(probe["training.max_time"].removesuffix("s"))
         assert seconds == 10 or 2 * 8.0 + limit <= 0.1 * seconds
+
+
+@pytest.mark.parametrize(
+    ("rate", "stopped_by", "expected"), [(50.0, "max_time", 2), (None, "max_time", 5), (None, "max_steps", 1)]
+)
+def test_a_short_run_says_what_a_step_takes(rate, stopped_by, expected):
+    """By its steps, if they are enough; if the time ended it before, by all its time; else as the steps were timed."""
+    plan = SimpleNamespace(tokens_per_step=100, seconds_per_step=1)
+    result = SimpleNamespace(tokens_per_second=rate, stopped_by=stopped_by, seconds=10, steps=2)
+    assert fitting._seconds_per_step(plan, result) == expected
 
 
 def test_steps_that_do_not_fit_are_an_error_with_both_numbers(pretend, text, tmp_path):

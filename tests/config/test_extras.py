@@ -25,6 +25,7 @@ def test_every_place_that_names_an_extra_asks_here_and_names_one_that_exists():
     for room in ("config", "transformerlm", "databuilder", "cli", "logger", "benchmarking", "profiling"):
         for path in (ROOT / room).rglob("*.py"):
             source = path.read_text(encoding="utf-8")
+            assert "transformerlm[" not in source, path
             assert "pip install -e" not in source or path.name == "extras.py", path
             named |= set(re.findall(r"(?:how_to_install|require_extra)\([\"'](\w+)[\"']\)", source))
     assert {"fast", "gguf"} <= named <= set(extras)

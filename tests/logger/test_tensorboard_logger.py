@@ -147,7 +147,8 @@ def test_a_missing_package_is_one_line(
 ) -> None:
     """The error says what to type, and no file is made; the folder of the events of a run is no package."""
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: spec)
-    with pytest.raises(ValueError, match=r'tensorboard is not installed: in the clone, pip install -e ".\[tensor'):
+    said = r'tensorboard is not installed: in the clone, pip install -e ".\[tensorboard\]"'
+    with pytest.raises(ValueError, match=said):
         create_logger(["console", "tensorboard"], run_name="a", jsonl_path=tmp_path / "run/m.jsonl")
     assert not (tmp_path / "run").exists()
 
