@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 import pytest
@@ -26,7 +25,7 @@ def test_logits_are_the_models(changes: dict[str, Any]) -> None:
         expected = model(ids)
         cache = decoder.make_slots(4)
         chunks = [row[:count].tolist() for row, count in zip(ids, counts, strict=True)]
-        vectors = decoder.read_rows(chunks, cache=cache, slots=slots, starts=[0, 0, 0])
+        vectors, _ = decoder.read_rows(chunks, cache=cache, slots=slots, starts=[0, 0, 0])
         for row, (own, count, slot) in enumerate(zip(vectors, counts, slots, strict=True)):
             torch.testing.assert_close(decoder.head(own), expected[row, :count], rtol=1e-4, atol=1e-4)
             cache.lengths[slot] = count
@@ -38,15 +37,19 @@ def test_logits_are_the_models(changes: dict[str, Any]) -> None:
 
 
 def test_threads_change_no_bit(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Threads share out the rows of a step and the ids of a prompt; one alone gives the same bits."""
+    """Threads share out the rows of a step, the ids of a prompt, and both; one alone gives the same bits."""
     decoder, ids = Decoder(make_varied(), reproducible=True), torch.randint(257, (9, 12)).tolist()
 
     def outcome() -> list[torch.Tensor]:
         cache = decoder.make_slots(9)
-        vectors = decoder.read_rows(ids, cache=cache, slots=[*range(9)], starts=[0] * 9)
-        vectors += decoder.read_rows([[*range(16)]], cache=cache, slots=[3], starts=[0])
+        vectors, _ = decoder.read_rows(ids, cache=cache, slots=[*range(9)], starts=[0] * 9)
+        vectors += decoder.read_rows([[*range(16)]], cache=cache, slots=[3], starts=[0])[0]
         cache.lengths = [12] * 9
-        return [*vectors, decoder.step_slots([*range(9)], cache=cache, slots=[*range(9)])]
+        logits = decoder.step_slots([*range(9)], cache=cache, slots=[*range(9)])
+        cache.lengths[7] = 0
+        more, beside = decoder.read_rows([ids[7]], cache=cache, slots=[7], starts=[0], running=([5] * 7, [*range(7)]))
+        assert cache.lengths == [14] * 7 + [0, 13]  # the caller counts what is read
+        return [*vectors, logits, *more, beside]
 
     before = torch.get_num_threads()
     try:
@@ -121,17 +124,3 @@ def test_a_step_that_cannot_be_compiled_is_the_plain_one(
             ]
             assert torch.equal(*steps)
     assert [record.message.count("No space left") for record in caplog.records] == [1]
-
-
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_a_forked_process_has_helpers_of_its_own() -> None:
-    """The threads of its parent do not live in it, so one that waited for them would wait for ever."""
-    assert compiled_step._helpers(1).submit(int).result(timeout=60) == 0
-    if not (child := os.fork()):
-        code = 1
-        try:
-            code = compiled_step._helpers(1).submit(int).result(timeout=20)
-        finally:
-            os._exit(code)
-    assert os.waitpid(child, 0)[1] == 0

@@ -1,14 +1,15 @@
 """Texts that are decoded together while others join and leave: continuous batching (Orca, Yu et al. 2022).
 
 Each text has a slot, one row of a `Decoder`'s cache, from its first chunk to its last id. Between two steps of all
-running rows prompts are read, at most a chunk's ids of them, and those that are read whole get their first ids at once.
-Short prompts come first, but no prompt lets others pass without end.
+running rows prompts are read, at most a chunk's ids of them. Short prompts come first, but no prompt lets others pass
+without end.
 
 A prompt is read in chunks of `prefill_chunk` ids from position 0 on. A decoder with compiled steps computes each id
-alone, so parts of several prompts are read together. Without them, with a reproducible decoder, a chunk is read
-alone, and the last is padded to the smallest of 16, 32, 64, ... that holds it: so a chunk's numbers depend on its ids
-and its place alone. With another, short prompts are read together. Where a row's window is full, its last half is read
-again from position 0, as in the plain loop.
+alone, so parts of several prompts are read together, in one pass with the running rows' last ids (Sarathi-Serve,
+Agrawal et al. 2024). Without them, a prompt that was read whole has its first id before the running rows go on. With a
+reproducible decoder, a chunk is then read alone, and the last is padded to the smallest of 16, 32, 64, ... that holds
+it: so a chunk's numbers depend on its ids and its place alone. With another, short prompts are read together. Where a
+row's window is full, its last half is read again from position 0, as in the plain loop.
 
 Twin of `Batcher`: `transformerlm.inference.generate.answer`
 Test: tests/inference/fast/test_batcher.py
@@ -21,12 +22,11 @@ import math
 import time
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from transformerlm.inference.fast.batch_rows import Part, Row, last_ids, one_longer
 from transformerlm.inference.fast.decoder import Decoder
 from transformerlm.inference.fast.prefix_cache import PrefixCache, put_back
 from transformerlm.inference.logprobs import log_probabilities
@@ -55,36 +55,6 @@ _IDS_OF_A_PASS = 40
 _PATIENCE = 2
 # Log-probabilities of a prompt are computed for this many of its ids at a time, to bound their memory.
 _SCORED_AT_ONCE = 128
-
-
-@dataclass(eq=False)
-class _Row:
-    """A request on its way: `window` is what its slot reads from position 0 on, before the ids drawn after it."""
-
-    request: Request
-    window: list[int]
-    occurrences: Occurrences | None
-    numbers: RandomNumbers
-    slot: int = -1
-    due: int = 0
-    """What has the least is read first."""
-    length: int = 0
-    drawn: list[int] = field(default_factory=list)
-    scored: list[TokenLogprobs] = field(default_factory=list)
-    num_reused: int = 0
-
-    @property
-    def is_read(self) -> bool:
-        """Whether the window is in the slot."""
-        return self.length >= len(self.window)
-
-
-class _Part(NamedTuple):
-    """Some ids of a row's window, from position `start` on, that are read in one pass."""
-
-    row: _Row
-    start: int
-    ids: list[int]
 
 
 class Batcher:
@@ -122,11 +92,11 @@ class Batcher:
         self._cache = decoder.make_slots(slots, length)
         self._prefixes = PrefixCache(prefix_cache_bytes)
         self._free = list(range(slots - 1, -1, -1))
-        self._waiting: deque[_Row] = deque()
+        self._waiting: deque[Row] = deque()
         # In slots: prompts that are not read whole; rows that read a half window again; rows that have drawn an id.
-        self._reading: deque[_Row] = deque()
-        self._sliding: deque[_Row] = deque()
-        self._running: list[_Row] = []
+        self._reading: deque[Row] = deque()
+        self._sliding: deque[Row] = deque()
+        self._running: list[Row] = []
         self._slides_next = True
         self._has_read = False  # the call before has drawn first ids, and let no row read
         self._cancelled: set[str] = set()
@@ -172,7 +142,7 @@ class Batcher:
             raise ValueError(f"batcher: max_new_tokens must be at least 0, got {request.max_new_tokens}")
         numbers = RandomNumbers(request.generator, self._decoder.device)
         window = last_window(prompt, self._context, request.start_id)
-        self._waiting.append(_Row(request, window, self._occurrences_of(request), numbers))
+        self._waiting.append(Row(request, window, self._occurrences_of(request), numbers))
 
     def _occurrences_of(self, request: Request) -> Occurrences | None:
         penalties, min_tokens = request.penalties, request.min_tokens
@@ -186,28 +156,28 @@ class Batcher:
 
     @torch.inference_mode()
     def step(self) -> list[Event]:
-        """Cancel, admit, and read some ids of prompts; then let each running row read its last id; draw an id for each.
+        """Cancel, admit, read some ids of prompts and the last id of each running row; draw an id for each.
 
-        Where prompts were read to their ends, the running rows wait for the next call, so that nobody waits for them.
+        Without compiled steps, where prompts were read to their ends, the running rows wait for the next call, so that
+        nobody waits for them.
         """
         events: list[Event] = []
         if self._cancelled:
             self._drop_cancelled(events)
         self._admit(events)
-        rows: list[_Row] = []
+        rows: list[Row] = []
         logits: list[Tensor] = []
-        if not (self._has_read and self._running):
-            rows, logits = self._read(events)
-        self._has_read = bool(rows)
-        if not rows:
-            rows = list(self._running)
-            ids, slots = [row.drawn[-1] for row in rows], [row.slot for row in rows]
-            logits = [self._decoder.step_slots(ids, cache=self._cache, slots=slots)] if rows else []
-            for row in rows:
-                row.length += 1
+        running = list(self._running)
+        if not (self._has_read and running):
+            rows, logits, running = self._read(events, running)
+        self._has_read = bool(rows) and not self._decoder.reads_rows
+        if running and not self._has_read:
+            logits.append(self._decoder.step_slots(*last_ids(running), cache=self._cache))
+            rows += one_longer(running)
         if logits:
             with at_most(1):  # small things, for which threads would wait longer than they work
-                self._choose(rows, torch.cat(logits)[:, : self._vocab_size], events)
+                together = logits[0] if len(logits) == 1 else torch.cat(logits)
+                self._choose(rows, together[:, : self._vocab_size], events)
         return events
 
     # --- joining and leaving ---------------------------------------------------------------------------------------
@@ -229,7 +199,7 @@ class Batcher:
             row.due = 0 if self._reads_first else self.num_read + self.num_read_again + _PATIENCE * len(row.window)
             self._reading.append(row)
 
-    def _finish(self, row: _Row, reason: FinishReason, events: list[Event], end: TokenLogprobs | None = None) -> None:
+    def _finish(self, row: Row, reason: FinishReason, events: list[Event], end: TokenLogprobs | None = None) -> None:
         for rows in (self._waiting, self._reading, self._sliding, self._running):
             if row in rows:
                 rows.remove(row)
@@ -244,9 +214,12 @@ class Batcher:
 
     # --- reading ---------------------------------------------------------------------------------------------------
 
-    def _read(self, events: list[Event]) -> tuple[list[_Row], list[Tensor]]:
-        """Read prompts; return the rows whose windows are read now, and the logits `(1, vocab_size)` after each."""
-        rows: list[_Row] = []
+    def _read(self, events: list[Event], running: list[Row]) -> tuple[list[Row], list[Tensor], list[Row]]:
+        """Read prompts, and where their decoder can, the last ids of the `running` rows in the same pass.
+
+        Return the rows of which logits are known now, these logits, one below the other, and who still has to run.
+        """
+        rows: list[Row] = []
         logits: list[Tensor] = []
         budget, spent = self._budget(), 0.0  # in ids that would take as long
         while self._reading or self._sliding:
@@ -258,14 +231,18 @@ class Batcher:
                 break
             spent += cost
             self._slides_next = not row.drawn
-            done = [(row, known)] if known is not None else self._read_parts(parts)
+            done = [(row, known)] if known is not None else []
+            if known is None:
+                done, stepped = self._read_parts(parts, running)
+                if len(stepped):
+                    rows, logits, running = rows + one_longer(running), [*logits, stepped], []
             for each, last in done:
                 self._sliding.remove(each) if each.drawn else self._reading.remove(each)
                 self._running.append(each)
                 if self._goes_on(each, events):
                     rows.append(each)
                     logits.append(last)
-        return rows, logits
+        return rows, logits, running
 
     def _budget(self) -> float:
         """Return for how many ids the running rows may wait now."""
@@ -273,13 +250,13 @@ class Batcher:
             return math.inf
         return self._chunk + (0 if self._decoder.reads_rows else _IDS_OF_A_PASS)
 
-    def _next_row(self) -> _Row:
+    def _next_row(self) -> Row:
         """Return whose chunk is read next: prompts as they are due, rows that slide in their order, in turns."""
         if self._sliding and (self._slides_next or not self._reading):
             return self._sliding[0]
         return min(self._reading, key=lambda row: row.due)
 
-    def _reuse(self, row: _Row) -> Tensor | None:
+    def _reuse(self, row: Row) -> Tensor | None:
         """Copy the chunks of a prompt that are known; return the logits `(1, vocab_size)` after it, if they are too."""
         if row.drawn or row.request.num_prompt_logprobs is not None:
             return None
@@ -296,7 +273,7 @@ class Batcher:
                 return kept.logits
         return None
 
-    def _parts_to_read(self, row: _Row, budget: float) -> list[_Part]:
+    def _parts_to_read(self, row: Row, budget: float) -> list[Part]:
         """Return a part of the row's window, and of others that are read in one pass with it.
 
         Where bits must not depend on the others, each is read alone, unless the decoder computes each id alone.
@@ -317,9 +294,9 @@ class Batcher:
             windows.add(tuple(other.window))
         return parts
 
-    def _parts_by_ids(self, row: _Row, budget: float) -> list[_Part]:
+    def _parts_by_ids(self, row: Row, budget: float) -> list[Part]:
         """Return as many ids as the budget allows, the row's first."""
-        parts: list[_Part] = []
+        parts: list[Part] = []
         room = int(min(budget, self._most_together))
         windows: set[tuple[int, ...]] = set()
         for other in (row, *sorted(self._reading, key=lambda one: one.due), *self._sliding):
@@ -339,18 +316,18 @@ class Batcher:
         """The most ids that are read in one pass."""
         return _MOST_READ_TOGETHER * self._chunk if self._reads_first else self._chunk
 
-    def _is_known(self, row: _Row, windows: set[tuple[int, ...]]) -> bool:
+    def _is_known(self, row: Row, windows: set[tuple[int, ...]]) -> bool:
         """Return whether a row's next chunk is in the prefix cache, or will be: its window is one that is read now."""
         end = min(len(row.window), (row.length // self._chunk + 1) * self._chunk)
         is_kept = row.length % self._chunk == 0 and not row.drawn
         is_kept = is_kept and self._prefixes.find(row.window[:end], is_whole=end == len(row.window)) is not None
         return is_kept or tuple(row.window) in windows
 
-    def _whole_chunk(self, row: _Row) -> _Part:
+    def _whole_chunk(self, row: Row) -> Part:
         """Return what is left of the chunk in which a row is."""
-        return _Part(row, row.length, row.window[row.length : (row.length // self._chunk + 1) * self._chunk])
+        return Part(row, row.length, row.window[row.length : (row.length // self._chunk + 1) * self._chunk])
 
-    def _cost(self, parts: list[_Part]) -> int:
+    def _cost(self, parts: list[Part]) -> int:
         """Return how many ids would take as long as the next pass does."""
         if not parts:
             return 0
@@ -358,20 +335,24 @@ class Batcher:
             return sum(len(part.ids) for part in parts)
         return len(parts) * self._size(parts) + _IDS_OF_A_PASS
 
-    def _can_be_read_with_others(self, row: _Row) -> bool:
+    def _can_be_read_with_others(self, row: Row) -> bool:
         is_scored = row.request.num_prompt_logprobs is not None and not row.drawn
         return not (row.length or is_scored) and 1 < len(row.window) <= self._chunk
 
-    def _size(self, parts: list[_Part]) -> int:
+    def _size(self, parts: list[Part]) -> int:
         """Return how many ids of each row a pass reads, with those that fill it up."""
         size = max(len(part.ids) for part in parts)
         return min(_padded(size), self._context - parts[0].start) if self._decoder.is_reproducible else size
 
-    def _read_parts(self, parts: list[_Part]) -> list[tuple[_Row, Tensor]]:
-        """Read a part of each row's window; return the rows whose windows are read now, with the logits after them."""
-        read: list[_Row] = []
+    def _read_parts(self, parts: list[Part], running: list[Row]) -> tuple[list[tuple[Row, Tensor]], Tensor]:
+        """Read a part of each row's window; return the rows whose windows are read now, with the logits after them.
+
+        The logits of the `running` rows come beside them, or none.
+        """
+        read: list[Row] = []
         last: list[Tensor] = []  # (d_model) of each row that is read
-        for (row, start, ids), own in zip(parts, self._vectors(parts), strict=True):
+        vectors, stepped = self._vectors(parts, running)
+        for (row, start, ids), own in zip(parts, vectors, strict=True):
             self.num_read += 0 if row.drawn else len(ids)
             self.num_read_again += len(ids) if row.drawn else 0
             row.length = self._cache.lengths[row.slot] = start + len(ids)
@@ -385,13 +366,19 @@ class Batcher:
         logits = torch.split(self._decoder.head(torch.stack(last)), 1) if last else ()
         for row, own in zip(read, logits, strict=True):
             self._keep(row, own)
-        return list(zip(read, logits, strict=True))
+        return list(zip(read, logits, strict=True)), stepped
 
-    def _vectors(self, parts: list[_Part]) -> Sequence[Tensor]:
-        """Read a part of each row's window; return the vectors `(ids, d_model)` after it."""
+    def _vectors(self, parts: list[Part], running: list[Row]) -> tuple[Sequence[Tensor], Tensor]:
+        """Read a part of each row's window; return the vectors `(ids, d_model)` after it, and as `_read_parts` does."""
         slots, starts = [part.row.slot for part in parts], [part.start for part in parts]
         if self._decoder.reads_rows:
-            return self._decoder.read_rows([part.ids for part in parts], cache=self._cache, slots=slots, starts=starts)
+            return self._decoder.read_rows(
+                [part.ids for part in parts],
+                cache=self._cache,
+                slots=slots,
+                starts=starts,
+                running=last_ids(running),
+            )
         size = self._size(parts)
         padded = torch.tensor(
             # Filled up with an id of its own: another's vector may not be finite, and 0 times that is NaN.
@@ -399,9 +386,9 @@ class Batcher:
             device=self._decoder.device,
         )
         vectors = self._decoder.read_chunk(padded, cache=self._cache, slots=slots, start=starts[0])
-        return [own[: len(part.ids)] for part, own in zip(parts, vectors, strict=True)]
+        return [own[: len(part.ids)] for part, own in zip(parts, vectors, strict=True)], vectors[:0, 0]
 
-    def _keep(self, row: _Row, logits: Tensor | None) -> None:
+    def _keep(self, row: Row, logits: Tensor | None) -> None:
         """Keep the chunk of a prompt that was read whole; with the logits after it, if it ends the prompt."""
         if row.drawn:
             return
@@ -412,7 +399,7 @@ class Batcher:
             self._prefixes.keep(self._cache, row.slot, ids, start=start, logits=logits)
             self._prefixes.use(row.window, self._chunk)
 
-    def _score(self, row: _Row, vectors: Tensor, start: int) -> None:
+    def _score(self, row: Row, vectors: Tensor, start: int) -> None:
         """Add the log-probabilities of the prompt's ids that follow the vectors `(ids, d_model)` from `start` on."""
         num_top = row.request.num_prompt_logprobs or 0
         following = row.window[start + 1 : start + 1 + len(vectors)]
@@ -421,7 +408,7 @@ class Batcher:
             logits = self._decoder.head(vectors[place : place + len(ids)])[:, : self._vocab_size]
             row.scored += log_probabilities(logits, ids, num_top=num_top)
 
-    def _goes_on(self, row: _Row, events: list[Event]) -> bool:
+    def _goes_on(self, row: Row, events: list[Event]) -> bool:
         """Tell what is known when a window was read; return whether an id is to be drawn."""
         request = row.request
         if request.num_prompt_logprobs is not None and not row.drawn:
@@ -439,7 +426,7 @@ class Batcher:
 
     # --- choosing --------------------------------------------------------------------------------------------------
 
-    def _choose(self, rows: list[_Row], logits: Tensor, events: list[Event]) -> None:
+    def _choose(self, rows: list[Row], logits: Tensor, events: list[Event]) -> None:
         """Draw an id for each row from the logits `(rows, vocab)`, and tell it."""
         began = time.perf_counter()
         changed = adjust(logits, [row.occurrences for row in rows])
@@ -455,7 +442,7 @@ class Batcher:
         for index, (row, token_id) in enumerate(zip(rows, ids, strict=True)):
             self._tell(row, token_id, scores.get(index), events)
 
-    def _tell(self, row: _Row, token_id: int, scores: TokenLogprobs | None, events: list[Event]) -> None:
+    def _tell(self, row: Row, token_id: int, scores: TokenLogprobs | None, events: list[Event]) -> None:
         request = row.request
         if token_id < 0 or token_id in request.ends:
             self._finish(row, "error" if token_id < 0 else "stop", events, scores)
@@ -469,7 +456,7 @@ class Batcher:
         elif row.length == self._context:
             self._slide(row)
 
-    def _slide(self, row: _Row) -> None:
+    def _slide(self, row: Row) -> None:
         """Let a row whose window is full read the last half of its text again."""
         half = max(1, self._context // 2)
         row.window = last_window(row.request.prompt + row.drawn, half, row.request.start_id)

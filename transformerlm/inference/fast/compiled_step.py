@@ -7,10 +7,9 @@ Part of: decoder
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from functools import cache, partial
+from itertools import zip_longest
 from threading import Event
 from typing import Any
 
@@ -22,7 +21,7 @@ from transformerlm.inference.fast.cache import DecoderCache
 from transformerlm.inference.fast.uncompiled import reason_of
 from transformerlm.models.layers import feed_forward
 from transformerlm.models.settings import ModelSettings
-from transformerlm.utils.interrupts import ctrl_c_held_back
+from transformerlm.utils.helpers import Task, share
 
 # A thread that is given less than so many products of a number with a weight costs more than it saves.
 _LEAST_WORK = 40_000_000
@@ -32,6 +31,7 @@ _IDS_TOGETHER = 16
 # The feed-forward layers whose activation `step_kernels` has.
 _COMPILED_FFNS = ("swiglu", "silu")
 Numbers = np.ndarray[Any, np.dtype[np.int64]]
+Floats = np.ndarray[Any, np.dtype[np.float32]]
 
 
 class CompiledStep:
@@ -90,20 +90,24 @@ class CompiledStep:
 
     def __call__(self, token_ids: list[int], slots: list[int], cache: DecoderCache) -> Tensor:
         """Return the logits `(rows, vocab_size)` after one more id in each of `slots`."""
-        numbers = np.array([token_ids, slots, [cache.lengths[slot] for slot in slots]])  # (3, rows)
-        count = len(slots)
-        groups = max(1, min(torch.get_num_threads(), count // _ROWS_TOGETHER, count * self._work // _LEAST_WORK))
-        size = -(-count // (groups * _ROWS_TOGETHER)) * _ROWS_TOGETHER
-        parts = [numbers[:, first : first + size] for first in range(0, count, size)]
-        logits = _by_threads([partial(self._compute, part, cache) for part in parts])
-        return logits[0] if len(parts) == 1 else torch.cat(logits)
+        logits = self._empty_logits(len(slots))
+        threads = self._threads(len(slots))
+        share(self._steps(token_ids, slots, cache, logits.numpy(), threads), threads)
+        return logits[: len(slots)]
 
     def read(
-        self, chunks: Sequence[Sequence[int]], slots: Sequence[int], starts: Sequence[int], cache: DecoderCache
-    ) -> list[Tensor]:
-        """Read the next ids of some texts from `starts` on; return the vectors `(ids, d_model)` after them.
+        self,
+        chunks: Sequence[Sequence[int]],
+        slots: Sequence[int],
+        starts: Sequence[int],
+        cache: DecoderCache,
+        *,
+        running: tuple[list[int], list[int]] = ([], []),
+    ) -> tuple[list[Tensor], Tensor]:
+        """Read the next ids of some texts from `starts` on, and one more id in each slot of others, `running`.
 
-        Threads share out the ids. One that begins within a text is a layer later than the one that has the ids before.
+        Return the vectors `(ids, d_model)` after the ids of each text, and the logits `(rows, vocab_size)` after those
+        of the others. Threads that have no more to read take the others, so none waits for the end of a text.
         """
         numbers = np.concatenate(
             [
@@ -113,34 +117,62 @@ class CompiledStep:
             axis=1,
         )  # (3, ids)
         count = numbers.shape[1]
-        groups = max(1, min(torch.get_num_threads(), count // _IDS_TOGETHER, count * self._work // _LEAST_WORK))
-        size = -(-count // (groups * _ROWS_TOGETHER)) * _ROWS_TOGETHER
-        tasks: list[Callable[[], Tensor]] = []
-        before: list[Event] = []
-        for first in range(0, count, size):
-            after = [Event() for _ in self._weights.qkv]
-            is_same_text = first > 0 and numbers[1, first] == numbers[1, first - 1]
-            part = numbers[:, first : first + size]
-            tasks.append(partial(self._read_part, part, cache, before if is_same_text else [], after))
-            before = after
-        return list(torch.split(torch.cat(_by_threads(tasks)), [len(ids) for ids in chunks]))
+        vectors = torch.empty(_filled_up(count), self._weights.embedding.shape[1])
+        logits = self._empty_logits(len(running[1]))
+        threads = self._threads(count + len(running[1]))
+        reads = self._reads(numbers, cache, vectors.numpy(), min(threads, max(1, count // _IDS_TOGETHER)))
+        steps = self._steps(*running, cache, logits.numpy(), threads) if running[1] else []
+        # In turns, since a text's second part cannot begin with its first.
+        share([task for pair in zip_longest(reads, steps) for task in pair if task is not None], threads)
+        return list(torch.split(vectors[:count], [len(ids) for ids in chunks])), logits[: len(running[1])]
 
-    def _read_part(self, numbers: Numbers, cache: DecoderCache, before: list[Event], after: list[Event]) -> Tensor:
-        """Read ids, slots and lengths `(3, ids)`, each layer when it is done `before`; set `after` as each is done."""
+    def _threads(self, count: int) -> int:
+        """Return how many threads are worth their while for so many ids."""
+        return max(1, min(torch.get_num_threads(), count // _ROWS_TOGETHER, count * self._work // _LEAST_WORK))
+
+    def _empty_logits(self, count: int) -> Tensor:
+        return torch.empty(_filled_up(count), self._shape.vocab_size)
+
+    def _steps(
+        self, token_ids: list[int], slots: list[int], cache: DecoderCache, logits: Floats, parts: int
+    ) -> list[Task]:
+        """Return tasks that write the logits `(rows, vocab_size)` after one more id in each of `slots`."""
+        numbers = np.array([token_ids, slots, [cache.lengths[slot] for slot in slots]])  # (3, rows)
+        return [partial(self._compute, numbers[:, part], cache, logits[part]) for part in _parts(len(slots), parts)]
+
+    def _reads(self, numbers: Numbers, cache: DecoderCache, vectors: Floats, parts: int) -> list[Task]:
+        """Return tasks that write the vectors `(rows, d_model)` after ids in slots of lengths `(3, ids)`.
+
+        One that begins within a text is a layer later than the one that has the ids before.
+        """
+        tasks: list[Task] = []
+        before: list[Event] = []
+        for part in _parts(numbers.shape[1], parts):
+            first, after = part.start, [Event() for _ in self._weights.qkv]
+            is_same_text = first > 0 and numbers[1, first] == numbers[1, first - 1]
+            order = before if is_same_text else [], after
+            tasks.append(partial(self._read_part, numbers[:, part], cache, vectors[part], *order))
+            before = after
+        return tasks
+
+    def _read_part(
+        self, numbers: Numbers, cache: DecoderCache, vectors: Floats, before: list[Event], after: list[Event]
+    ) -> None:
+        """Read ids, slots and lengths `(3, ids)`, each layer when it is done `before`; set `after` as each is done.
+
+        Write the vectors `(rows, d_model)`.
+        """
         ids, slots, lengths = numbers
-        vectors = torch.empty(_filled_up(len(ids)), self._weights.embedding.shape[1])
         try:
-            self._embed(ids, self._weights, vectors.numpy())
+            self._embed(ids, self._weights, vectors)
             for layer, done in enumerate(after):
                 if before:
                     before[layer].wait()
-                rest = self._weights, self._shape, *cache.arrays, vectors.numpy()
-                self._layers(layer, layer + 1, slots, lengths, *rest)
+                self._layers(layer, layer + 1, slots, lengths, self._weights, self._shape, *cache.arrays, vectors)
                 done.set()
         finally:  # who waits for it must not wait for ever
             for done in after:
                 done.set()
-        return vectors[: len(ids)]
 
     def head(self, vectors: Tensor) -> Tensor:
         """Return the logits `(rows, vocab_size)` of vectors `(rows, d_model)`."""
@@ -150,21 +182,17 @@ class CompiledStep:
         self._head(padded.numpy(), self._weights, self._shape, logits.numpy())
         return logits[:count]
 
-    def _compute(self, numbers: Numbers, cache: DecoderCache) -> Tensor:
-        """Return the logits `(rows, vocab_size)` after ids in slots of lengths `(3, rows)`."""
+    def _compute(self, numbers: Numbers, cache: DecoderCache, logits: Floats) -> None:
+        """Write the logits `(rows, vocab_size)` after ids in slots of lengths `(3, rows)`."""
         ids, slots, lengths = numbers
-        rows = _filled_up(len(ids))
-        vectors = torch.empty(rows, self._weights.embedding.shape[1])
-        logits = torch.empty(rows, self._shape.vocab_size)
-        self._step(ids, slots, lengths, self._weights, self._shape, *cache.arrays, vectors.numpy(), logits.numpy())
-        return logits[: len(ids)]
+        vectors = np.empty((len(logits), self._weights.embedding.shape[1]), np.float32)
+        self._step(ids, slots, lengths, self._weights, self._shape, *cache.arrays, vectors, logits)
 
 
-def _by_threads(tasks: Sequence[Callable[[], Tensor]]) -> list[Tensor]:
-    """Do each task in a thread of its own; return their results."""
-    with ctrl_c_held_back():
-        later = [_helpers(len(tasks) - 1).submit(task) for task in tasks[1:]]
-        return [tasks[0](), *(each.result() for each in later)]
+def _parts(count: int, number: int) -> list[slice]:
+    """Return so many rows in about so many parts, of whole groups of `_ROWS_TOGETHER`."""
+    size = -(-count // (number * _ROWS_TOGETHER)) * _ROWS_TOGETHER
+    return [slice(first, first + size) for first in range(0, count, size)]
 
 
 def _filled_up(count: int) -> int:
@@ -190,16 +218,3 @@ def _missing() -> str:
     except Exception as error:  # numba raises many types: too new a Python or numpy, a broken llvmlite
         return reason_of(error)
     return ""
-
-
-@cache
-def _helpers(count: int) -> ThreadPoolExecutor:
-    _forget_helpers_in_children()
-    return ThreadPoolExecutor(count, thread_name_prefix="decoder")
-
-
-@cache
-def _forget_helpers_in_children() -> None:
-    """See to it that a forked child begins helpers of its own: the threads of its parent do not live in it."""
-    if hasattr(os, "register_at_fork"):  # not on Windows
-        os.register_at_fork(after_in_child=_helpers.cache_clear)

@@ -1,7 +1,8 @@
-"""What the compiled loops need of numba: the decorator, and one loop in LLVM's own terms.
+"""What the compiled loops need of numba: the decorator, and what is said in LLVM's own terms.
 
 `multiply_block` keeps sums in the processor's registers while it goes through a matrix. LLVM does not do that with
-loops over arrays: they load and store each sum every few products, and take twice as long.
+loops over arrays: they load and store each sum every few products, and take twice as long. `fetch` is an instruction
+that no loop over arrays becomes.
 
 Importing this module imports numba, and fails where it is not installed.
 
@@ -25,6 +26,8 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 # contract: a product and a sum are one instruction, rounded once. Nothing is summed in another order than is written.
 _OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": {"contract"}}
 # Four rows' sums take half of the registers: 32 of 16 numbers with AVX-512, else at least 16 of 8 or 32 of 4.
+LINE = 16
+"""So many numbers come from memory together: 64 bytes."""
 LANES, VECTORS = (16, 4) if get_host_cpu_features().get("avx512f") else (8, 2)
 
 
@@ -72,6 +75,22 @@ def multiply_block(num_rows: int, lanes: int = LANES, vectors: int = VECTORS) ->
         return types.void(x, types.int64, strip, out, types.int64, types.int64), generate
 
     return multiply
+
+
+@intrinsic
+def fetch(typing: Any, array: Any, place: Any) -> Any:
+    """Have the processor bring `LINE` numbers of a contiguous array to its second cache, beside its other work."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        data = context.make_array(signature.args[0])(context, builder, args[0]).data
+        address = builder.bitcast(builder.gep(data, [args[1]]), ir.IntType(8).as_pointer())
+        is_written, which_cache, are_data = (ir.Constant(ir.IntType(32), number) for number in (0, 2, 1))
+        kind = ir.FunctionType(ir.VoidType(), [address.type, *[ir.IntType(32)] * 3])
+        prefetch = builder.module.declare_intrinsic("llvm.prefetch", [address.type], kind)
+        builder.call(prefetch, [address, is_written, which_cache, are_data])
+        return context.get_dummy_value()
+
+    return types.void(array, types.int64), generate
 
 
 def _place(builder: Any, data: Any, width: Any, row: Any, number: int) -> Any:

@@ -19,7 +19,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from transformerlm.inference.fast.jit import LANES, VECTORS, kernel, multiply_block
+from transformerlm.inference.fast.jit import LANES, LINE, VECTORS, fetch, kernel, multiply_block
 
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]
@@ -128,7 +128,10 @@ def layers(
         _normalise(x, shape, normed)
         multiply(normed, weights.qkv[layer], qkv)
         for row in range(count):
-            _attend(qkv[row], layer, slots[row], lengths[row], weights, shape, keys[layer], values[layer], mixed[row])
+            later = keys[layer, slots[min(row + 1, count - 1)], 0]
+            _attend(
+                qkv[row], layer, lengths[row], weights, shape, keys[layer], values[layer], slots[row], later, mixed[row]
+            )
         multiply(mixed, weights.output[layer], normed)
         _add(x, normed)
         _normalise(x, shape, normed)
@@ -205,16 +208,21 @@ def multiply(x: Floats, weight: Floats, out: Floats) -> None:
 def _attend(
     qkv: Floats,
     layer: int,
-    slot: int,
     length: int,
     weights: Weights,
     shape: Shape,
-    keys: Floats,
-    values: Floats,
+    all_keys: Floats,
+    all_values: Floats,
+    slot: int,
+    later: Floats,
     mixed: Floats,
 ) -> None:
-    """Turn and store a row's key and value after the first `length`, and write what its heads mix, `(d_query)`."""
-    _, kv_heads, _, d_head, _ = keys.shape
+    """Turn and store a row's key and value after the first `length`, and write what its heads mix, `(d_query)`.
+
+    `later` are the keys of the next row's first head: what is read next is on its way while what is here is used.
+    """
+    keys, values = all_keys[slot], all_values[slot]
+    kv_heads, _, d_head, _ = keys.shape
     heads = qkv.reshape(-1, d_head)  # (heads of queries, keys, values; d_head)
     for head in range(shape.num_heads + kv_heads):
         if len(weights.head_gains):
@@ -223,13 +231,15 @@ def _attend(
             _rotate(heads[head], weights.rotations[length])
     for head in range(kv_heads):
         for i in range(d_head):
-            keys[slot, head, length // TOGETHER, i, length % TOGETHER] = heads[shape.num_heads + head, i]
-        values[slot, head, length] = heads[shape.num_heads + kv_heads + head]
+            keys[head, length // TOGETHER, i, length % TOGETHER] = heads[shape.num_heads + head, i]
+        values[head, length] = heads[shape.num_heads + kv_heads + head]
     group = shape.num_heads // kv_heads
     shares = np.empty((1, -(-(length + 1) // TOGETHER) * TOGETHER), np.float32)
     for head in range(shape.num_heads):
-        _share_out(heads, head, keys[slot, head // group], length + 1, shares)
-        _mix(shares[0], values[slot, head // group], length + 1, mixed[head * d_head : (head + 1) * d_head])
+        own_values = values[head // group]
+        next_keys = keys[(head + 1) // group] if head + 1 < shape.num_heads else later
+        _share_out(heads, head, keys[head // group], length + 1, shares, own_values.reshape(-1))
+        _mix(shares[0], own_values, length + 1, mixed[head * d_head : (head + 1) * d_head], next_keys.reshape(-1))
 
 
 @kernel
@@ -253,9 +263,15 @@ def _rotate(x: Floats, rotation: Floats) -> None:
 
 
 @kernel
-def _share_out(heads: Floats, head: int, keys: Floats, end: int, rows: Floats) -> None:
-    """Write the softmax of a head's products with the first `end` keys `(blocks, d_head, TOGETHER)`, `(1, places)`."""
+def _share_out(heads: Floats, head: int, keys: Floats, end: int, rows: Floats, later: Floats) -> None:
+    """Write the softmax of a head's products with the first `end` keys `(blocks, d_head, TOGETHER)`, `(1, places)`.
+
+    As much of `later` is fetched as there is of the keys.
+    """
+    size = keys.shape[1] * TOGETHER
     for block in range(rows.shape[1] // TOGETHER):
+        for line in range(block * size, (block + 1) * size, LINE):
+            fetch(later, line)
         _multiply_keys(heads, head, keys[block], rows, 0, block * TOGETHER)
     shares, scale = rows[0], np.float32(1.0 / np.sqrt(heads.shape[1]))
     greatest = np.float32(-np.inf)
@@ -278,11 +294,16 @@ def _share_out(heads: Floats, head: int, keys: Floats, end: int, rows: Floats) -
 
 
 @kernel
-def _mix(shares: Floats, values: Floats, end: int, mixed: Floats) -> None:
-    """Write the sum of the first `end` values `(max_length, d_head)` by their shares."""
+def _mix(shares: Floats, values: Floats, end: int, mixed: Floats, later: Floats) -> None:
+    """Write the sum of the first `end` values `(max_length, d_head)` by their shares.
+
+    As much of `later` is fetched as there is of the values.
+    """
     mixed[:] = np.float32(0)
-    whole = end // 4 * 4
+    whole, size = end // 4 * 4, len(mixed)
     for place in range(0, whole, 4):
+        for line in range(place * size, (place + 4) * size, LINE):
+            fetch(later, line)
         v0, v1, v2, v3 = values[place], values[place + 1], values[place + 2], values[place + 3]
         a0, a1, a2, a3 = shares[place], shares[place + 1], shares[place + 2], shares[place + 3]
         for i in range(len(mixed)):
