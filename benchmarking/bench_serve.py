@@ -262,7 +262,8 @@ def _bench_case(
     def measured(name: str) -> Callable[[], Sample]:
         def measure() -> Sample:
             rounds[name] += 1
-            bodies = texts.bodies(count, f"{texts.name} {streams} {rounds[name]}")
+            # Prompts that a case before had would be in the prefix cache, and not read.
+            bodies = texts.bodies(count, f"{texts.name} {streams} {count} {apart} {rounds[name]}")
             extra: dict[str, Any] = {}
             if name == "llama_cpp":  # else it takes defaults of its own
                 extra = {"top_k": 0, "min_p": 0.0}

@@ -209,6 +209,26 @@ def test_gaps_are_between_tokens_where_clients_begin_apart(capsys: pytest.Captur
     assert "25 ms apart" in capsys.readouterr().err
 
 
+def test_no_case_asks_again_for_a_prompt_of_another() -> None:
+    """Its keys and values would be in the prefix cache; all candidates are asked for the same."""
+    config = BenchServeConfig.model_validate({"checkpoint": "run", "measure": {"warmup": 1, "repeats": 2}})
+    asked: dict[str, list[tuple[int, ...]]] = {bench.OURS: [], "llama_cpp": []}
+
+    def candidate(name: str) -> bench._SendAll:
+        def send_all(bodies: list[dict[str, Any]], streams: int, apart: float) -> tuple[dict[str, Any], None]:
+            asked[name] += [tuple(body["prompt"]) for body in bodies]
+            return {"tokens": 1, "seconds": 1.0, "first": [0.5], "between": [0.25], "retries": 0}, None
+
+        return send_all
+
+    texts = bench._Texts(config, range(1000), 200, longest=120)
+    for count, apart in ((4, 0.0), (8, 0.0), (8, 0.025)):
+        candidates = {name: candidate(name) for name in asked}
+        bench._bench_case(config, candidates, Report("serve", {}), 4, texts, count=count, apart=apart)
+    assert len(set(asked[bench.OURS])) == len(asked[bench.OURS]) == 3 * (4 + 8 + 8)
+    assert asked["llama_cpp"] == asked[bench.OURS]
+
+
 @pytest.mark.slow
 def test_lines_of_a_small_run(serve_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Ours, one after the other, and llama.cpp where it is installed, each measure every quantity."""
