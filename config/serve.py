@@ -50,7 +50,7 @@ class EngineConfig(Section):
         128,
         ge=16,
         le=65536,
-        description="most tokens of a prompt that are read between two steps of the running texts; a power of two",
+        description="most tokens of prompts that are read for each step of the running texts; a power of two",
     )
     prefix_cache_mb: int = Field(
         256, ge=0, le=2**20, description="memory for prompts that begin as earlier ones did, in MB; 0: none"

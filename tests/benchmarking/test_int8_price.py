@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from benchmarking import int8_price
 from tests.inference.helpers import make_model, make_tokenizer
+from transformerlm.checkpoints import directory, load
 from transformerlm.inference.predictor import Predictor
 from transformerlm.training.loss import cross_entropy
 
@@ -17,10 +19,13 @@ TEXT = "the quick brown fox jumps over the lazy dog, and then it sleeps. " * 8
 
 
 @pytest.fixture
-def predictor(monkeypatch: pytest.MonkeyPatch) -> Predictor:
-    """A model that `from_checkpoint` returns, whatever it is asked for."""
+def predictor(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Predictor:
+    """A model and its tokenizer, which are in the checkpoint, whatever is asked for."""
     predictor = Predictor(make_model(), make_tokenizer())
-    monkeypatch.setattr(Predictor, "from_checkpoint", lambda *_, **__: predictor)
+    (tmp_path / "run" / "tokenizer").mkdir(parents=True)
+    monkeypatch.setattr(directory, "resolve", lambda _: tmp_path / "run")
+    monkeypatch.setattr(load, "load_model", lambda _: predictor.model)
+    monkeypatch.setattr(load, "load_tokenizer", lambda _: predictor.tokenizer)
     return predictor
 
 
@@ -47,6 +52,41 @@ def test_the_loss_is_the_model_s_own(predictor: Predictor, tmp_path: Path, capsy
     assert len(line["greedy_parted_after"]) == line["greedy_texts"] == 3
 
 
+def test_a_model_without_its_tokenizer_takes_ids(
+    predictor: Predictor, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As one that was imported without it; windows may be shorter than the context."""
+    with_tokenizer = run(tmp_path, capsys)
+    np.save(tmp_path / "ids.npy", np.array(predictor.tokenizer.encode(TEXT), np.uint16))
+    (tmp_path / "run" / "tokenizer").rmdir()
+    int8_price.main(["run", str(tmp_path / "ids.npy"), "--windows=3", "--new_tokens=4"])
+    assert json.loads(capsys.readouterr().out)["loss_int8"] == with_tokenizer["loss_int8"]
+    int8_price.main(["run", str(tmp_path / "ids.npy"), "--windows=5", "--length=6", "--new_tokens=1"])
+    assert json.loads(capsys.readouterr().out)["predicted_tokens"] == 5 * 5
+    with pytest.raises(SystemExit, match="2"):
+        int8_price.main(["run", str(tmp_path / "text.txt")])
+    assert "has no tokenizer: give a .npy file of ids instead of" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("ids", "expected"),
+    [
+        (np.zeros((2, 2), np.int64), "expected integers of shape (ids), found int64 of shape (2, 2)"),
+        (np.zeros(4), "found float64 of shape (4,)"),
+        (np.array([0, 10**6]), "found 0 to 1000000"),
+        (np.array([-1, 0]), "found -1 to 0"),
+    ],
+)
+def test_what_are_no_ids_of_the_model_is_refused(
+    ids: np.ndarray, expected: str, predictor: Predictor, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The message says what was found."""
+    np.save(tmp_path / "ids.npy", ids)
+    with pytest.raises(SystemExit, match="2"):
+        int8_price.main(["run", str(tmp_path / "ids.npy")])
+    assert expected in " ".join(capsys.readouterr().err.split())
+
+
 def test_a_text_of_one_token_is_refused(
     predictor: Predictor, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -54,4 +94,4 @@ def test_a_text_of_one_token_is_refused(
     (tmp_path / "text.txt").write_text("a")
     with pytest.raises(SystemExit, match="2"):
         int8_price.main(["run", str(tmp_path / "text.txt")])
-    assert "expected a text of two tokens or more, found 1" in capsys.readouterr().err
+    assert "expected a text of two tokens or more, and windows of as many, found 1" in capsys.readouterr().err

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import time
+from functools import partial
 
 import pytest
 
@@ -34,20 +35,27 @@ def test_all_tasks_are_done_and_begun_in_their_order(threads: int) -> None:
 def test_a_task_may_wait_for_one_before_it() -> None:
     """The one before has begun by then, whoever does it."""
     for _ in range(50):
-        done = threading.Event()
-        share([done.set, done.wait, done.wait], 2)
+        done, came = threading.Event(), []
+
+        def wait(done: threading.Event = done, came: list[bool] = came) -> None:
+            came.append(done.wait(20))
+
+        share([done.set, wait, wait], 2)
+        assert came == [True, True]
 
 
 @pytest.mark.parametrize("place", range(4))
 def test_what_a_task_raises_is_raised_when_no_thread_works_any_more(place: int) -> None:
-    """Those that have not begun are left."""
-    running = 0
+    """Those that have not begun are left, whichever thread it was."""
+    lock, begun, running = threading.Lock(), 0, 0
 
     def work() -> None:
-        nonlocal running
-        running += 1
-        time.sleep(0.002)
-        running -= 1
+        nonlocal begun, running
+        with lock:
+            begun, running = begun + 1, running + 1
+        time.sleep(0.02)
+        with lock:
+            running -= 1
 
     def fail() -> None:
         raise OSError("no space left")
@@ -55,8 +63,44 @@ def test_what_a_task_raises_is_raised_when_no_thread_works_any_more(place: int) 
     tasks = [work] * 40
     tasks[place] = fail
     with pytest.raises(OSError, match="no space left"):
-        share(tasks, 2)
+        share(tasks, 3)
     assert running == 0
+    assert begun < 10
+
+
+def test_nobody_waits_for_a_helper_that_has_not_begun() -> None:
+    """All callers share one pool: while its threads do another's work, and inside a task, the caller works alone."""
+    release, busy = threading.Event(), [threading.Event() for _ in range((os.cpu_count() or 1) + 1)]
+
+    def hold(own: threading.Event) -> None:
+        own.set()
+        assert release.wait(60)
+
+    other = threading.Thread(target=share, args=([partial(hold, own) for own in busy], len(busy)))
+    other.start()
+    assert all(own.wait(60) for own in busy)
+    done: list[int] = []
+    share([partial(share, [partial(done.append, number)] * 2, 2) for number in range(3)], 2)
+    assert sorted(done) == [0, 0, 1, 1, 2, 2]
+    release.set()
+    other.join()
+
+
+def test_where_no_thread_can_be_started_the_caller_works_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As under a limit of processes; nothing is done later."""
+
+    def fail(self: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    done: list[int] = []
+    helpers._helpers.cache_clear()
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", fail)
+        share([partial(done.append, number) for number in range(4)], 3)
+    assert done == [0, 1, 2, 3]
+    share([partial(done.append, number) for number in range(4, 8)], 2)
+    assert sorted(done) == [*range(8)]
+    helpers._helpers.cache_clear()
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="only Linux")
@@ -71,11 +115,18 @@ def test_helpers_keep_off_the_processor_of_their_caller(monkeypatch: pytest.Monk
         if threading.current_thread().name.startswith("helper"):
             found.append(os.sched_getaffinity(0))
 
+    helpers._helpers.cache_clear()
     for here in sorted(allowed):
-        monkeypatch.setattr(helpers, "_processor", lambda here=here: here)
-        share([meet, meet], 2)  # which may begin the thread
+        monkeypatch.setattr(helpers, "_sched_getcpu", lambda here=here: lambda: here)
         share([meet, meet], 2)
         assert found[-1] == (allowed - {here} or allowed)
+    try:
+        os.sched_setaffinity(0, {here})  # the caller's own may change
+        share([meet, meet], 2)
+        assert found[-1] == {here}
+    finally:
+        os.sched_setaffinity(0, allowed)
+        helpers._helpers.cache_clear()
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")

@@ -7,7 +7,7 @@ import os
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import cache
 
@@ -19,27 +19,56 @@ Task = Callable[[], None]
 def share(tasks: Sequence[Task], threads: int) -> None:
     """Do all tasks, which are begun in their order, by this thread and helpers, `threads` in all.
 
-    What a task raises is raised here, when no thread works any more.
+    What a task raises is raised here, when no thread works any more; tasks that have not begun by then are left.
     """
-    waiting, count = deque(tasks), min(len(tasks), threads) - 1
+    work = _Work(tasks)
     with ctrl_c_held_back():
-        helpers = _helpers().begin(count, waiting) if count > 0 else []
-        try:
-            _do_all(waiting)
-        finally:
-            waiting.clear()
-            for each in helpers:
-                each.result()
+        if (count := min(len(tasks), threads) - 1) > 0:
+            _helpers().begin(work.help, count)
+        work.do()
+        work.finish()
 
 
-def _do_all(waiting: deque[Task]) -> None:
-    """Do tasks until none waits."""
-    while waiting:
-        try:
-            task = waiting.popleft()
-        except IndexError:  # another thread took the last one
-            return
-        task()
+class _Work:
+    """Tasks, and the helpers that do some of them."""
+
+    def __init__(self, tasks: Sequence[Task]) -> None:
+        self._waiting = deque(tasks)
+        self._errors: list[BaseException] = []
+        self._num_helpers, self._is_over = 0, False
+        self._changed = threading.Condition()
+
+    def do(self) -> None:
+        """Do tasks until none waits."""
+        while self._waiting:
+            try:
+                task = self._waiting.popleft()
+            except IndexError:  # another thread took the last one
+                return
+            try:
+                task()
+            except BaseException as error:
+                self._waiting.clear()
+                self._errors.append(error)
+
+    def help(self) -> None:
+        """Do tasks beside the thread whose work it is, unless that has finished."""
+        with self._changed:
+            if self._is_over:
+                return
+            self._num_helpers += 1
+        self.do()
+        with self._changed:
+            self._num_helpers -= 1
+            self._changed.notify()
+
+    def finish(self) -> None:
+        """Wait for the helpers that have begun; raise what a task has raised."""
+        with self._changed:
+            self._is_over = True
+            self._changed.wait_for(lambda: not self._num_helpers)
+        if self._errors:
+            raise self._errors[0]
 
 
 class _Helpers:
@@ -51,38 +80,44 @@ class _Helpers:
 
     def __init__(self) -> None:
         self._ids: list[int] = []  # of the threads, as the system has them
-        self._kept_off: int | None = None
-        self._pool = ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="helper", initializer=self._note)
+        self._seen: tuple[int, frozenset[int]] | None = None
+        self._others: frozenset[int] = frozenset()
+        self._pool = ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="helper", initializer=self._begin_thread)
 
-    def _note(self) -> None:
+    def _begin_thread(self) -> None:
         self._ids.append(threading.get_native_id())
-        self._kept_off = None
+        self._move(self._ids[-1:])
 
-    def begin(self, count: int, waiting: deque[Task]) -> list[Future[None]]:
-        """Let so many threads do tasks until none waits."""
+    def begin(self, work: Task, count: int) -> None:
+        """Let so many threads work; where the system allows no more threads, fewer do."""
         self._keep_off()
-        return [self._pool.submit(_do_all, waiting) for _ in range(count)]
+        with suppress(RuntimeError):
+            for _ in range(count):
+                self._pool.submit(work)
 
     def _keep_off(self) -> None:
-        here = _processor()
-        if here is None or here == self._kept_off:
+        """Look where the caller is, and where it may be; move the helpers if that has changed."""
+        if (ask := _sched_getcpu()) is None:
             return
-        self._kept_off = here
-        if others := os.sched_getaffinity(0) - {here}:
-            with suppress(OSError):  # where a sandbox forbids it, it is slower
-                for thread in self._ids:
-                    os.sched_setaffinity(thread, others)
+        with suppress(OSError):
+            here, allowed = ask(), frozenset(os.sched_getaffinity(0))
+            if (here, allowed) != self._seen:
+                self._seen, self._others = (here, allowed), allowed - {here} or allowed
+                self._move(self._ids)
 
-
-def _processor() -> int | None:
-    """Return the number of the processor on which this thread runs; None: the system does not tell."""
-    ask = _sched_getcpu()
-    return None if ask is None else ask()
+    def _move(self, threads: list[int]) -> None:
+        with suppress(OSError):  # where a sandbox forbids it, it is slower
+            for thread in threads if self._others else []:
+                os.sched_setaffinity(thread, self._others)
 
 
 @cache
 def _sched_getcpu() -> Callable[[], int] | None:
-    return getattr(ctypes.CDLL(None), "sched_getcpu", None) if hasattr(os, "sched_setaffinity") else None
+    """Return what tells on which processor a thread runs; None: the system does not tell."""
+    with suppress(OSError):  # of a Python that is linked to its libraries for good
+        if hasattr(os, "sched_setaffinity"):
+            return getattr(ctypes.PyDLL(None), "sched_getcpu", None)
+    return None
 
 
 @cache

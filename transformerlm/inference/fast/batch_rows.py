@@ -49,7 +49,7 @@ def last_ids(rows: list[Row]) -> tuple[list[int], list[int]]:
 
 
 def one_longer(rows: list[Row]) -> list[Row]:
-    """Return rows whose last ids were read, which are counted."""
+    """Count one more id in each row; return the rows."""
     for row in rows:
         row.length += 1
     return rows

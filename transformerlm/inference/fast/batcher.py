@@ -1,8 +1,7 @@
 """Texts that are decoded together while others join and leave: continuous batching (Orca, Yu et al. 2022).
 
-Each text has a slot, one row of a `Decoder`'s cache, from its first chunk to its last id. Between two steps of all
-running rows prompts are read, at most a chunk's ids of them. Short prompts come first, but no prompt lets others pass
-without end.
+Each text has a slot, one row of a `Decoder`'s cache, from its first chunk to its last id. For each step of all running
+rows at most a chunk's ids of prompts are read. Short prompts come first, but no prompt lets others pass without end.
 
 A prompt is read in chunks of `prefill_chunk` ids from position 0 on. A decoder with compiled steps computes each id
 alone, so parts of several prompts are read together, in one pass with the running rows' last ids (Sarathi-Serve,
@@ -62,8 +61,8 @@ class Batcher:
 
     Only ids below `vocab_size` are drawn, by default the model's. A slot holds `max_length` ids, by default the
     context; no text may need more. `prefix_cache_bytes` keeps the keys and values of prompts for the next one that
-    begins alike. With `reads_first` all waiting prompts are read before the next step, as suits those who wait for all
-    texts. Raises ValueError for a number that cannot be.
+    begins alike. With `reads_first` a call of `step` reads all waiting prompts, as suits those who wait for all texts.
+    Raises ValueError for a number that cannot be.
     """
 
     def __init__(
@@ -235,7 +234,9 @@ class Batcher:
             if known is None:
                 done, stepped = self._read_parts(parts, running)
                 if len(stepped):
-                    rows, logits, running = rows + one_longer(running), [*logits, stepped], []
+                    rows += one_longer(running)
+                    logits.append(stepped)
+                    running = []
             for each, last in done:
                 self._sliding.remove(each) if each.drawn else self._reading.remove(each)
                 self._running.append(each)
@@ -245,7 +246,7 @@ class Batcher:
         return rows, logits, running
 
     def _budget(self) -> float:
-        """Return for how many ids the running rows may wait now."""
+        """Return how many ids may be read now, for which the running rows wait."""
         if self._reads_first:
             return math.inf
         return self._chunk + (0 if self._decoder.reads_rows else _IDS_OF_A_PASS)
@@ -369,7 +370,10 @@ class Batcher:
         return list(zip(read, logits, strict=True)), stepped
 
     def _vectors(self, parts: list[Part], running: list[Row]) -> tuple[Sequence[Tensor], Tensor]:
-        """Read a part of each row's window; return the vectors `(ids, d_model)` after it, and as `_read_parts` does."""
+        """Read a part of each row's window; return the vectors `(ids, d_model)` after it.
+
+        The logits of the `running` rows come beside them, or none.
+        """
         slots, starts = [part.row.slot for part in parts], [part.start for part in parts]
         if self._decoder.reads_rows:
             return self._decoder.read_rows(

@@ -107,7 +107,7 @@ class CompiledStep:
         """Read the next ids of some texts from `starts` on, and one more id in each slot of others, `running`.
 
         Return the vectors `(ids, d_model)` after the ids of each text, and the logits `(rows, vocab_size)` after those
-        of the others. Threads that have no more to read take the others, so none waits for the end of a text.
+        of the others. Parts of texts and of others are taken in turns.
         """
         numbers = np.concatenate(
             [

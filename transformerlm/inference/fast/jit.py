@@ -25,9 +25,9 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 # contract: a product and a sum are one instruction, rounded once. Nothing is summed in another order than is written.
 _OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": {"contract"}}
-# Four rows' sums take half of the registers: 32 of 16 numbers with AVX-512, else at least 16 of 8 or 32 of 4.
 LINE = 16
 """So many numbers come from memory together: 64 bytes."""
+# Four rows' sums take half of the registers: 32 of 16 numbers with AVX-512, else at least 16 of 8 or 32 of 4.
 LANES, VECTORS = (16, 4) if get_host_cpu_features().get("avx512f") else (8, 2)
 
 

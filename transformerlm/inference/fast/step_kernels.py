@@ -128,7 +128,8 @@ def layers(
         _normalise(x, shape, normed)
         multiply(normed, weights.qkv[layer], qkv)
         for row in range(count):
-            later = keys[layer, slots[min(row + 1, count - 1)], 0]
+            following = slots[min(row + 1, count - 1)]
+            later = keys[layer, following, 0, : keys.shape[3] * (following != slots[row])]  # its own were read just now
             _attend(
                 qkv[row], layer, lengths[row], weights, shape, keys[layer], values[layer], slots[row], later, mixed[row]
             )
@@ -236,10 +237,17 @@ def _attend(
     group = shape.num_heads // kv_heads
     shares = np.empty((1, -(-(length + 1) // TOGETHER) * TOGETHER), np.float32)
     for head in range(shape.num_heads):
-        own_values = values[head // group]
+        own_keys, own_values = keys[head // group], values[head // group]
+        is_first, is_last = head % group == 0, (head + 1) % group == 0  # of those that share keys
         next_keys = keys[(head + 1) // group] if head + 1 < shape.num_heads else later
-        _share_out(heads, head, keys[head // group], length + 1, shares, own_values.reshape(-1))
-        _mix(shares[0], own_values, length + 1, mixed[head * d_head : (head + 1) * d_head], next_keys.reshape(-1))
+        _share_out(heads, head, own_keys, length + 1, shares, own_values.reshape(-1)[: own_values.size * is_first])
+        _mix(
+            shares[0],
+            own_values,
+            length + 1,
+            mixed[head * d_head : (head + 1) * d_head],
+            next_keys.reshape(-1)[: next_keys.size * is_last],
+        )
 
 
 @kernel
@@ -266,11 +274,11 @@ def _rotate(x: Floats, rotation: Floats) -> None:
 def _share_out(heads: Floats, head: int, keys: Floats, end: int, rows: Floats, later: Floats) -> None:
     """Write the softmax of a head's products with the first `end` keys `(blocks, d_head, TOGETHER)`, `(1, places)`.
 
-    As much of `later` is fetched as there is of the keys.
+    As much of `later` is fetched as there is of the keys, if it is not empty.
     """
     size = keys.shape[1] * TOGETHER
     for block in range(rows.shape[1] // TOGETHER):
-        for line in range(block * size, (block + 1) * size, LINE):
+        for line in range(block * size, min((block + 1) * size, len(later)), LINE):
             fetch(later, line)
         _multiply_keys(heads, head, keys[block], rows, 0, block * TOGETHER)
     shares, scale = rows[0], np.float32(1.0 / np.sqrt(heads.shape[1]))
@@ -297,12 +305,12 @@ def _share_out(heads: Floats, head: int, keys: Floats, end: int, rows: Floats, l
 def _mix(shares: Floats, values: Floats, end: int, mixed: Floats, later: Floats) -> None:
     """Write the sum of the first `end` values `(max_length, d_head)` by their shares.
 
-    As much of `later` is fetched as there is of the values.
+    As much of `later` is fetched as there is of the values, if it is not empty.
     """
     mixed[:] = np.float32(0)
     whole, size = end // 4 * 4, len(mixed)
     for place in range(0, whole, 4):
-        for line in range(place * size, (place + 4) * size, LINE):
+        for line in range(place * size, min((place + 4) * size, len(later)), LINE):
             fetch(later, line)
         v0, v1, v2, v3 = values[place], values[place + 1], values[place + 2], values[place + 3]
         a0, a1, a2, a3 = shares[place], shares[place + 1], shares[place + 2], shares[place + 3]
