@@ -22,7 +22,7 @@ import numpy as np
 
 from transformerlm.token_files.writer import TokenFileWriter
 from transformerlm.utils.choice import are_chosen as are_chosen
-from transformerlm.utils.text_files import expand_inputs, total_bytes
+from transformerlm.utils.text_files import expand_inputs, read_ahead, total_bytes
 from transformerlm.utils.text_formats import format_of
 
 Array = np.ndarray[Any, Any]
@@ -62,6 +62,7 @@ class SourceFiles:
         names = [source.input] if isinstance(source.input, str | os.PathLike) else source.input
         self.input = [os.fspath(name) for name in names]
         self.paths = expand_inputs(self.input)
+        read_ahead(self.paths)
         self.disk_bytes = total_bytes(self.paths)
 
     def disk_bytes_like(self, path: Path) -> int:

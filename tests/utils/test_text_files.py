@@ -6,6 +6,7 @@ import gzip
 import json
 import os
 import sys
+import threading
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +17,7 @@ from hypothesis import strategies as st
 
 from tests.utils.packed import write_parquet, zstd
 from transformerlm.utils import text_files
-from transformerlm.utils.text_files import ReadStats, TextBlock, expand_inputs, read_text, total_bytes
+from transformerlm.utils.text_files import ReadStats, TextBlock, expand_inputs, read_ahead, read_text, total_bytes
 
 
 def _read_all(path: Path, **options: object) -> str:
@@ -33,6 +34,23 @@ def test_names_and_globs_become_files_in_order(tmp_path: Path) -> None:
     assert expand_inputs(tmp_path / "[x].txt") == [tmp_path / "[x].txt"]
     assert tmp_path / "sub" not in expand_inputs(f"{tmp_path}/*")
     assert total_bytes([tmp_path / "a.txt", tmp_path / "b.txt"]) == 8
+
+
+@pytest.mark.skipif(not hasattr(os, "posix_fadvise"), reason="the system takes no such advice")
+def test_the_system_reads_the_beginnings_of_files_ahead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of regular files alone, and not more than its memory may hold; one that is gone is no error here."""
+    paths = [tmp_path / name for name in ("a", "gone", "pipe", "b", "c")]
+    for path, size in ((paths[0], 70), (paths[3], 50), (paths[4], 9)):
+        path.write_bytes(b"x" * size)
+    os.mkfifo(paths[2])
+    found: list[tuple[int, int, int, int]] = []
+    monkeypatch.setattr(os, "posix_fadvise", lambda file, *rest: found.append((os.fstat(file).st_size, *rest)))
+    monkeypatch.setattr(text_files, "_MOST_AHEAD", 100)
+    read_ahead(paths)
+    for thread in threading.enumerate():
+        if thread.name == "read-ahead":
+            thread.join(60)
+    assert found == [(70, 0, 100, os.POSIX_FADV_WILLNEED), (50, 0, 30, os.POSIX_FADV_WILLNEED)]
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from transformerlm.tokenizer.parallel import ProgressCallback
 from transformerlm.tokenizer.pretokenize import DEFAULT_PATTERN
 from transformerlm.tokenizer.reading import DocumentSample
 from transformerlm.utils.strings import check_is_no_string
-from transformerlm.utils.text_files import ReadStats, expand_inputs
+from transformerlm.utils.text_files import ReadStats, expand_inputs, read_ahead
 from transformerlm.utils.text_parts import TextPart
 
 Counts = TypeVar("Counts", bound=Sized)
@@ -88,6 +88,7 @@ def train_bpe(
         "sample": sample_of(sample, specials),
     }  # fmt: skip
     where = name_inputs(paths, sample)
+    read_ahead(paths)
     count, _, learn = _steps(compiled=takes_kernels(engine, _bytes_to_expect(paths), pattern=pattern))
     # The counts have no name here, so that learning may free them once it has laid them out in its own way.
     merges = learn(_not_empty(count(paths, specials, **options), where), num_merges, progress=progress)

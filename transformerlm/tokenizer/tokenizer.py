@@ -30,6 +30,7 @@ from transformerlm.utils.text_files import (
     ReadStats,
     expand_inputs,
     is_plain_text,
+    read_ahead,
     read_text,
     total_bytes,
 )
@@ -301,6 +302,7 @@ class Tokenizer:
         paths, stats = expand_inputs(path), ReadStats()
         if len(paths) > 1:
             raise ValueError(f"expected one file, found {len(paths):,} at {os.fspath(path)}")
+        read_ahead(paths)
         size = total_bytes(paths)
         workers = resolve_num_workers(num_workers, size)
         engine = self._engines.for_text(size)

@@ -18,8 +18,10 @@ import glob
 import io
 import json
 import os
+import threading
 import warnings
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, NoReturn
@@ -34,6 +36,7 @@ from transformerlm.utils.text_formats import Format, check_can_unpack, damage_na
 BLOCK_BYTES = 1 << 20
 MAX_LINE_BYTES = 1 << 26
 
+_MOST_AHEAD = 1 << 28  # bytes; more could drive out of memory what others need
 _MAX_NAMED = 3  # of the files in a folder that are not text
 _REPLACE_HINT = 'invalid_utf8 = "replace" reads it as U+FFFD'
 _UTF8_BOM = b"\xef\xbb\xbf"
@@ -104,6 +107,22 @@ def expand_inputs(patterns: str | os.PathLike[str] | Sequence[str | os.PathLike[
 def total_bytes(paths: Sequence[Path]) -> int:
     """Return how many bytes the files take on disk."""
     return sum(path.stat().st_size for path in paths)
+
+
+def read_ahead(paths: Sequence[Path]) -> None:
+    """Have the system read the beginning of files while this process imports or compiles what they are for."""
+    if hasattr(os, "posix_fadvise"):  # not on macOS and Windows
+        threading.Thread(target=_advise, args=(list(paths),), name="read-ahead", daemon=True).start()
+
+
+def _advise(paths: Sequence[Path]) -> None:
+    room = _MOST_AHEAD
+    for path in paths:
+        if room <= 0 or not path.is_file():  # a pipe can be opened once
+            continue
+        with suppress(OSError), path.open("rb") as file:  # who reads it tells what is wrong
+            os.posix_fadvise(file.fileno(), 0, room, os.POSIX_FADV_WILLNEED)
+            room -= os.fstat(file.fileno()).st_size
 
 
 def read_text(
