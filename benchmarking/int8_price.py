@@ -72,7 +72,7 @@ def measure(checkpoint: Path, text: Path, *, windows: int, length: int | None, n
         exact, rough = ([_one_by_one(decoder, piece) for piece in pieces] for decoder in decoders.values())
         as_prompt = [_at_once(decoders["int8"], piece) for piece in pieces]
         parted = [_parted_after(decoders, piece, new_tokens) for piece in pieces]
-    same = torch.cat([one.likeliest == other.likeliest for one, other in zip(exact, rough, strict=True)])
+    same = torch.cat([one.most_likely == other.most_likely for one, other in zip(exact, rough, strict=True)])
     losses = {"fp32": _loss(exact), "int8": _loss(rough), "int8_prompt": _loss(as_prompt)}
     return {
         **describe(threads=torch.get_num_threads()),
@@ -91,10 +91,10 @@ def measure(checkpoint: Path, text: Path, *, windows: int, length: int | None, n
 
 
 class _Predicted(NamedTuple):
-    """What a decoder says of each id of a window but the first: its loss in nats, and which id is the likeliest."""
+    """What a decoder says of each id of a window but the first: its loss in nats, and which id is the most likely."""
 
     nats: torch.Tensor
-    likeliest: torch.Tensor
+    most_likely: torch.Tensor
 
 
 def _ids(checkpoint: Path, text: Path, vocab_size: int) -> Any:

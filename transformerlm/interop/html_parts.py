@@ -16,7 +16,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from transformerlm.inference.fast.packed_linear import Int8Linear
 from transformerlm.models.layers import feed_forward, rope_factors
 from transformerlm.models.settings import SAME_FUNCTION, ModelSettings
 from transformerlm.models.transformer import TransformerLM
@@ -36,6 +35,7 @@ _READ = (
     "context_length", "d_ff", "d_head", "d_model", "ffn", "logit_soft_cap", "norm_eps", "norm_position", "num_heads",
     "num_kv_heads", "num_layers",
 )  # fmt: skip
+_MOST, _GROUP = 127, 256  # as `Int8Linear` has them
 
 
 def check_known(settings: ModelSettings) -> None:
@@ -99,12 +99,17 @@ def _gain(weight: Tensor) -> np.ndarray:
 
 
 def _quantised(name: str, weight: Tensor) -> Parts:
-    """Return what `Int8Linear` keeps of a matrix: the levels of each group of columns, and their scales."""
-    groups = Int8Linear(weight, has_strips=False).groups
-    return {
-        f"{name}.levels": np.concatenate([levels.numpy().reshape(-1) for levels, _ in groups]),
-        f"{name}.scales": np.concatenate([scales.float().numpy() for _, scales in groups]),
-    }
+    """Return whole numbers for a matrix, one group of columns after the other, and a scale for each row of a group.
+
+    The scale is rounded to bfloat16 before the weights are divided by it, so it adds no error of its own.
+    """
+    levels, scales = [], []
+    for group in torch.split(weight.float(), _GROUP, dim=1):
+        # A row of zeros has the scale `tiny` instead of 0, by which nothing can be divided.
+        own = (group.abs().amax(dim=1) / _MOST).clamp_min(torch.finfo(torch.float32).tiny).to(torch.bfloat16).float()
+        levels.append((group / own.unsqueeze(1)).round().clamp(-_MOST, _MOST).to(torch.int8).reshape(-1))
+        scales.append(own)
+    return {f"{name}.levels": torch.cat(levels).numpy(), f"{name}.scales": torch.cat(scales).numpy()}
 
 
 def _frequencies(settings: ModelSettings) -> np.ndarray:
