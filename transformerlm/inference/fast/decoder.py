@@ -88,14 +88,11 @@ class Decoder:
         self.is_reproducible = reproducible
         fused: list[Tensor] = []  # in the order of their use
         stack = partial(_stack, fused, int8=int8, reproducible=reproducible)  # the same for all matrices
-        # A gain would make some of a row's weights greater than the others, which then have few of the 8 bits' levels.
-        folds_gains = not int8
-        layers = range(settings.num_layers)
-        self._layers = [Layer(weights[str(i)], settings, stack, folds_gains=folds_gains) for i in layers]
+        self._layers = [Layer(weights[str(i)], settings, stack) for i in range(settings.num_layers)]
         final = weights[""].get("ln_final")
         self._norm = None if final is None else Norm(final, settings.norm_eps)
         head = weights[""].get("lm_head", self._embedding)  # (vocab_size, d_model)
-        self._head = stack([head], self._norm.take_gain() if self._norm is not None and folds_gains else None)
+        self._head = stack([head], None if self._norm is None else self._norm.take_gain())
         self._soft_cap = settings.logit_soft_cap
         self._is_int8, self._num_products = int8, sum(each.numel() for each in fused)  # for each row
         self._compiled: CompiledStep | None = None

@@ -50,22 +50,14 @@ class Norm:
 class Layer:
     """One block: attention and feed-forward with their norms and residuals, on rows `(batch * seq, d_model)`."""
 
-    def __init__(
-        self,
-        weights: Weights,
-        settings: ModelSettings,
-        stack: Callable[..., PackedLinear],
-        *,
-        folds_gains: bool,
-    ) -> None:
+    def __init__(self, weights: Weights, settings: ModelSettings, stack: Callable[..., PackedLinear]) -> None:
         self._num_heads, self._kv_heads, self._d_head = settings.num_heads, settings.num_kv_heads, settings.d_head
         self._scale = self._d_head**-0.5
         eps, self._is_post = settings.norm_eps, settings.norm_position == "post"
         self._ffn = feed_forward(settings.ffn)
         self._norms = [Norm(weights[name], eps) if name in weights else None for name in ("ln1", "ln2")]
         # After a "post" norm comes a residual, not a matrix, so its gain stays.
-        folds_gains &= not self._is_post
-        gains = [norm.take_gain() if norm is not None and folds_gains else None for norm in self._norms]
+        gains = [None if self._is_post or norm is None else norm.take_gain() for norm in self._norms]
         projections = [weights[f"attn.{name}_proj"] for name in ("q", "k", "v")]
         self._qkv = stack(projections, gains[0])
         self._output = stack([weights["attn.output_proj"]], None)

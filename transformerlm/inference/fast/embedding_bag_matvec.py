@@ -73,22 +73,11 @@ class EmbeddingBagMatvec:
 
 
 class Int8EmbeddingBagMatvec(EmbeddingBagMatvec):
-    """The same with a matrix of int8, for `x` of fp32.
+    """The same with a matrix of int8, for `x` of fp32; each output feature is multiplied by its scale, fp32."""
 
-    Each `group` input features are summed in bags of their own, which are multiplied by their `scales`, fp32,
-    `(groups, out_features)`.
-    """
-
-    def __init__(self, weight: Tensor, scales: Tensor, group: int) -> None:
+    def __init__(self, weight: Tensor, scales: Tensor) -> None:
         super().__init__(weight)
-        groups, in_features = len(scales), weight.shape[1]
-        places = torch.arange(groups, dtype=torch.int32) * group
-        firsts = torch.arange(self._num_strips, dtype=torch.int32).unsqueeze(1) * in_features
-        self._starts = (firsts + places).view(-1)  # (strips * groups)
-        width = self._table.shape[1]
-        padded = scales.new_zeros(groups, self._num_strips * width)
-        padded[:, : self._out_features] = scales
-        self._scales = padded.view(groups, self._num_strips, width).transpose(0, 1).contiguous()
+        self._scales = scales  # (out_features)
         # The kernel's bytes are unsigned, so each is stored 128 higher: flipping the top bit adds 128. After the bytes
         # of a row come the factor and the bias by which the kernel reads them, as two fp32 numbers: 1 and -128.
         undo = torch.tensor([1.0, -128.0]).view(torch.uint8).expand(len(self._table), -1)  # (rows, 8 bytes)
@@ -98,9 +87,7 @@ class Int8EmbeddingBagMatvec(EmbeddingBagMatvec):
 
     def __call__(self, x: Tensor) -> Tensor:
         sums: Tensor = self._sum(self._table, self._rows, self._starts, per_sample_weights=self._repeat_for_strips(x))
-        scaled = sums.view(self._scales.shape) * self._scales  # (strips, groups, width)
-        whole = scaled.sum(1) if scaled.shape[1] > 1 else scaled
-        return whole.view(1, -1)[:, : self._out_features]
+        return sums.view(1, -1)[:, : self._out_features] * self._scales
 
 
 class SlotBags:

@@ -28,8 +28,6 @@ from transformerlm.inference.fast.embedding_bag_matvec import (
 
 # The layout chosen for 8 rows is at the speed of memory for 1 row too; the one chosen for 1 row is not.
 _ROWS_HINT = 8
-GROUP = 256
-"""So many weights of a row of 8 bits share a scale."""
 # With more rows than this it is faster to widen the int8 weights than to multiply with them as they are.
 _INT8_MAX_ROWS = 16
 MOST_EQUAL_ROWS = 32
@@ -101,51 +99,35 @@ class OneDnnLinear:
 
 
 class Int8Linear:
-    """Weights in 8 bits, with a scale for each `GROUP` weights of a row or what is left, symmetric, rounded to nearest.
+    """Weights in 8 bits, one scale for each output feature: `scale = max |row| / 127`, symmetric, rounded to nearest.
 
-    A scale is the greatest of its weights over 127. It is rounded to bfloat16 before the weights are divided by it, so
-    it adds no error of its own.
+    The scale is rounded to bfloat16 before the weights are divided by it, so it adds no error of its own.
     """
 
     def __init__(self, weight: Tensor, *, has_strips: bool = True) -> None:
-        self.groups = [_rounded(part) for part in torch.split(weight.float(), GROUP, dim=1)]
-        """The levels, int8, `(out_features, up to GROUP)`, and scales, bfloat16, of the groups."""
-        self._matvec: Int8EmbeddingBagMatvec | None = None
-        if has_strips and has_fast_kernel(weight.device):
-            levels, scales = zip(*self.groups, strict=True)
-            self._matvec = Int8EmbeddingBagMatvec(torch.cat(levels, dim=1), torch.stack(scales).float(), GROUP)
+        wide = weight.float()
+        # A row of zeros has the scale `tiny` instead of 0, by which nothing can be divided.
+        scales = (wide.abs().amax(dim=1) / 127).clamp_min(torch.finfo(torch.float32).tiny)
+        self._scales = scales.to(torch.bfloat16)  # (out_features)
+        levels = (wide / self._scales.float().unsqueeze(1)).round_().clamp_(-127, 127)
+        self._weight = levels.to(torch.int8)  # (out_features, in_features)
+        by_bags = has_strips and has_fast_kernel(weight.device)
+        self._matvec = Int8EmbeddingBagMatvec(self._weight, self._scales.float()) if by_bags else None
 
     def __call__(self, x: Tensor) -> Tensor:
         if len(x) == 1 and self._matvec is not None:
             return self._matvec(x.float()).to(x.dtype)
-        parts = torch.split(x.to(torch.bfloat16), GROUP, dim=1)  # what the kernel takes
-        first, *rest = (_multiply(part, *group) for part, group in zip(parts, self.groups, strict=True))
-        sums = first.float() if rest else first
-        for each in rest:
-            sums += each
-        return sums.to(x.dtype)
+        narrow = x.to(torch.bfloat16)  # what the kernel takes
+        if len(x) <= _INT8_MAX_ROWS and x.device.type == "cpu" and x.shape[1] % _INT8_BLOCK == 0:
+            return torch._weight_int8pack_mm(narrow, self._weight, self._scales).to(x.dtype)
+        return (F.linear(narrow, self._weight.to(torch.bfloat16)) * self._scales).to(x.dtype)
 
     def add(self, x: Tensor, residual: Tensor) -> Tensor:
         return residual + self(x)
 
     def dequantised(self) -> Tensor:
         """Return the weight that the 8 bits stand for, `(out_features, in_features)` in fp32."""
-        return torch.cat([levels.float() * scales.float().unsqueeze(1) for levels, scales in self.groups], dim=1)
-
-
-def _rounded(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the levels of weights `(out_features, in_features)`, int8, and the scales `(out_features)`."""
-    # A row of zeros has the scale `tiny` instead of 0, by which nothing can be divided.
-    scales = (weight.abs().amax(dim=1) / 127).clamp_min(torch.finfo(torch.float32).tiny).to(torch.bfloat16)
-    levels = (weight / scales.float().unsqueeze(1)).round_().clamp_(-127, 127)
-    return levels.to(torch.int8), scales
-
-
-def _multiply(x: Tensor, levels: Tensor, scales: Tensor) -> Tensor:
-    """Return the product of rows, bfloat16, with weights of 8 bits."""
-    if len(x) <= _INT8_MAX_ROWS and x.device.type == "cpu" and x.shape[1] % _INT8_BLOCK == 0:
-        return torch._weight_int8pack_mm(x.contiguous(), levels, scales)
-    return F.linear(x, levels.to(torch.bfloat16)) * scales
+        return self._weight.float() * self._scales.float().unsqueeze(1)
 
 
 class ReproducibleLinear:

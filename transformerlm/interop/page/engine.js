@@ -4,7 +4,6 @@
 // times {do: "write", prompt, max_new_tokens, sampling, seed} or {do: "stop"}. It says {is: "loaded"}, {is: "reading", done,
 // of}, {is: "text", text, count, context}, {is: "slid", kept}, {is: "end", reason, ...} and {is: "error", message}.
 
-import { grouped } from "/static/matrix.js";
 import { Model } from "/static/model.js";
 import { RandomNumbers, choose } from "/static/sampling.js";
 import { Tokenizer } from "/static/tokens.js";
@@ -51,18 +50,18 @@ function build() {
     pattern: header.pattern,
     kinds: parts,
   });
-  model = new Model(header.settings, matricesOf(parts, header.settings));
+  model = new Model(header.settings, matricesOf(parts));
   tell({ is: "loaded" });
 }
 
 // Put the levels and scales of each matrix into one object; vectors stay as they are.
-function matricesOf(parts, { d_model, d_ff, num_heads, d_head }) {
-  const widths = { qkv: d_model, output: num_heads * d_head, up: d_model, down: d_ff, head: d_model };
+function matricesOf(parts) {
   const found = {};
   for (const [name, part] of Object.entries(parts)) {
     const [, matrix, which] = name.match(/^(.+)\.(levels|scales)$/) ?? [];
     if (which === "levels") {
-      found[matrix] = grouped(part, parts[`${matrix}.scales`], widths[matrix.split(".").at(-1)]);
+      const scales = parts[`${matrix}.scales`];
+      found[matrix] = { levels: part, scales, width: part.length / scales.length };
     } else if (!which) found[name] = part;
   }
   return found;

@@ -1,29 +1,13 @@
 // Products with matrices of 8 bits: what nearly all of the time goes to.
 //
-// A matrix has groups of 256 columns, the last of those that are left. A group has `levels`, whole numbers from -127 to
-// 127, row after row, and a scale for each row. It is multiplied as transformerlm-infer does it with precision = "int8":
-// one vector in full precision; several, the ids of a prompt, with vectors and products rounded to bfloat16.
+// A matrix has `levels`, whole numbers from -127 to 127, row after row, and a scale for each row. It is multiplied as
+// transformerlm-infer does it with precision = "int8": one vector in full precision; several, the ids of a prompt, with
+// vectors and products rounded to bfloat16.
 
 const BITS = new Uint32Array(1);
 const NUMBER = new Float32Array(BITS.buffer);
-const GROUP = 256;
 const MOST_AT_ONCE = 16; // up to so many rows the scale is applied before the product is rounded
 const BLOCK = 32;
-
-// Return the matrix of so many columns that `levels` and `scales` are, one group after the other.
-export function grouped(levels, scales, width) {
-  const height = levels.length / width;
-  const groups = [];
-  for (let from = 0; from < width; from += GROUP) {
-    const taken = Math.min(GROUP, width - from);
-    groups.push({
-      levels: levels.subarray(from * height, (from + taken) * height),
-      scales: scales.subarray(groups.length * height, (groups.length + 1) * height),
-      width: taken,
-    });
-  }
-  return { groups, width };
-}
 
 // Return a number as bfloat16: the upper 16 bits of its float32, rounded to the nearest, of two to the even one.
 export function narrowed(value) {
@@ -34,22 +18,8 @@ export function narrowed(value) {
 }
 
 // Return `count` rows of `x` (a Float32Array) times a matrix, as a Float32Array of `count` rows.
-export function multiply({ groups, width }, x, count) {
-  let from = 0, sums;
-  for (const group of groups) {
-    const part = groups.length === 1 ? x : columns(x, count, width, from, from + group.width);
-    const product = count === 1 ? multiplyOne(group, part) : multiplyMany(group, part, count);
-    if (sums) product.forEach((value, at) => (sums[at] += value));
-    else sums = product;
-    from += group.width;
-  }
-  return sums;
-}
-
-function columns(x, count, width, from, to) {
-  const part = new Float32Array(count * (to - from));
-  for (let row = 0; row < count; row++) part.set(x.subarray(row * width + from, row * width + to), row * (to - from));
-  return part;
+export function multiply(matrix, x, count) {
+  return count === 1 ? multiplyOne(matrix, x) : multiplyMany(matrix, x, count);
 }
 
 function multiplyOne({ levels, scales, width }, x) {
