@@ -178,7 +178,7 @@ class CompiledStep:
         """Return the logits `(rows, vocab_size)` of vectors `(rows, d_model)`."""
         count = len(vectors)
         padded = torch.nn.functional.pad(vectors, (0, 0, 0, _filled_up(count) - count))
-        logits = torch.empty(len(padded), self._shape.vocab_size)
+        logits = self._empty_logits(count)
         self._head(padded.numpy(), self._weights, self._shape, logits.numpy())
         return logits[:count]
 
