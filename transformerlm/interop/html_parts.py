@@ -1,9 +1,9 @@
 """What a model's page holds of a model and its tokenizer: arrays by their names, as the page's engine reads them.
 
 The matrices are those that `transformerlm-infer` multiplies with at `precision = "int8"`: query, key and value stacked,
-the two of SwiGLU likewise, the gain of the norm before them multiplied in; then 8 bits a number and a scale for each
-row. The embedding is fp32, as there: infer rounds a prompt's vectors to bfloat16, and where they differ a little before
-that, many of them differ by a step after it.
+the two of SwiGLU likewise; then 8 bits a number and a scale for up to 512 of a row. The embedding is fp32, as there:
+infer rounds a prompt's vectors to bfloat16, and where they differ a little before that, many of them differ by a step
+after it.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from transformerlm.models.layers import feed_forward, rope_factors
@@ -35,7 +36,7 @@ _READ = (
     "context_length", "d_ff", "d_head", "d_model", "ffn", "logit_soft_cap", "norm_eps", "norm_position", "num_heads",
     "num_kv_heads", "num_layers",
 )  # fmt: skip
-_MOST = 127
+_MOST, _GROUP, _BLOCK = 127, 512, 32  # as `Int8Linear` has them
 
 
 def check_known(settings: ModelSettings) -> None:
@@ -69,47 +70,48 @@ def model_parts(model: TransformerLM, *, vocab_size: int) -> Parts:
         prefix = f"layers.{layer}."
         own = {name.removeprefix(prefix): w for name, w in weights.items() if name.startswith(prefix)}
         parts |= {f"{layer}.{name}": part for name, part in _layer_parts(own, settings).items()}
-    parts |= _quantised("head", _gained(weights.get("lm_head", embedding)[:vocab_size], weights.get("ln_final")))
+    parts |= _quantised("head", weights.get("lm_head", embedding)[:vocab_size])
+    if "ln_final" in weights:
+        parts["ln_final"] = _gain(weights["ln_final"])
     if settings.position == "rope":
         parts["frequencies"] = _frequencies(settings)
     return parts
 
 
 def _layer_parts(weights: Mapping[str, Tensor], settings: ModelSettings) -> Parts:
-    is_pre = settings.norm_position == "pre"
-    before = [weights[name] if is_pre else None for name in ("ln1", "ln2")]  # gains of norms before a matrix
     qkv = torch.cat([weights[f"attn.{name}_proj"] for name in ("q", "k", "v")])
     up = torch.cat([weights[f"ffn.{name}"] for name in feed_forward(settings.ffn).UP])
     parts = {
-        **_quantised("qkv", _gained(qkv, before[0])),
+        **_quantised("qkv", qkv),
         **_quantised("output", weights["attn.output_proj"]),
-        **_quantised("up", _gained(up, before[1])),
+        **_quantised("up", up),
         **_quantised("down", weights["ffn.w2"]),
     }
-    if settings.norm_position == "post":
-        root = settings.d_model**0.5
-        for number in (1, 2):
-            parts[f"ln{number}"] = (weights[f"ln{number}"].float() * root).numpy()
+    parts |= {name: _gain(weights[name]) for name in ("ln1", "ln2") if name in weights}
     if settings.qk_norm:
         rows = [weights["attn.q_norm"]] * settings.num_heads + [weights["attn.k_norm"]] * settings.num_kv_heads
         parts["head_gains"] = torch.cat(rows).float().numpy()
     return parts
 
 
-def _gained(weight: Tensor, gain: Tensor | None) -> Tensor:
-    """Return a matrix with the gain of the norm before it, and the root of d_model, by which the norm is too small."""
-    return weight if gain is None else weight.float() * (gain.float() * float(gain.numel() ** 0.5))
+def _gain(weight: Tensor) -> np.ndarray:
+    """Return a norm's gain times the root of d_model, by which what the page divides by is too great."""
+    return (weight.float() * float(weight.numel() ** 0.5)).numpy()
 
 
 def _quantised(name: str, weight: Tensor) -> Parts:
-    """Return whole numbers for a matrix `(rows, columns)`, and a scale for each row: what `Int8Linear` keeps of it.
+    """Return whole numbers for a matrix `(rows, columns)`, and scales: what `Int8Linear` keeps of it.
 
-    The scale is rounded to bfloat16 before the weights are divided by it, so it adds no error of its own.
+    The numbers are `(groups, rows, size)`, those of equally large groups of columns, the last filled up with zeros.
+    Scales, `(groups, rows)`, are rounded to bfloat16 before the weights are divided by them: no error of their own.
     """
-    wide = weight.float()
-    # A row of zeros has the scale `tiny` instead of 0, by which nothing can be divided.
-    scales = (wide.abs().amax(dim=1) / _MOST).clamp_min(torch.finfo(torch.float32).tiny).to(torch.bfloat16).float()
-    levels = (wide / scales.unsqueeze(1)).round().clamp(-_MOST, _MOST).to(torch.int8)
+    rows, columns = weight.shape
+    groups = -(-columns // _GROUP)
+    size = -(-columns // (groups * _BLOCK)) * _BLOCK
+    wide = F.pad(weight.float(), (0, groups * size - columns)).view(rows, groups, size).transpose(0, 1)
+    # A group of zeros has the scale `tiny` instead of 0, by which nothing can be divided.
+    scales = (wide.abs().amax(dim=2) / _MOST).clamp_min(torch.finfo(torch.float32).tiny).to(torch.bfloat16).float()
+    levels = (wide / scales.unsqueeze(2)).round().clamp(-_MOST, _MOST).to(torch.int8)
     return {f"{name}.levels": levels.numpy(), f"{name}.scales": scales.numpy()}
 
 

@@ -43,14 +43,15 @@ def test_the_product_keeps_its_own_copy() -> None:
     assert torch.equal(product(torch.ones(1, 8)), torch.full((1, 8), 8.0))
 
 
+@pytest.mark.parametrize("groups", [1, 2, 3])
 @pytest.mark.parametrize("out_features", [3, 500])
-def test_bytes_have_both_signs(out_features: int) -> None:
-    """The product takes all levels of int8, with a scale for each output feature, and does not round the input."""
-    weight = torch.randint(-128, 128, (out_features, 48)).to(torch.int8)
-    weight[0, :2] = torch.tensor([-128, 127])
-    scales, x = torch.rand(out_features), torch.randn(1, 48)
-    expected = x @ (weight.float() * scales.unsqueeze(1)).T
-    torch.testing.assert_close(Int8EmbeddingBagMatvec(weight, scales)(x), expected, rtol=1e-4, atol=1e-3)
+def test_bytes_have_both_signs(out_features: int, groups: int) -> None:
+    """The product takes all levels of int8, with a scale for each group of a row, and does not round the input."""
+    levels = torch.randint(-128, 128, (groups, out_features, 48)).to(torch.int8)
+    levels[0, 0, :2] = torch.tensor([-128, 127])
+    scales, x = torch.rand(groups, out_features), torch.randn(1, groups * 48)
+    expected = torch.einsum("goi,go,gi->o", levels.float(), scales, x.view(groups, 48)).unsqueeze(0)
+    torch.testing.assert_close(Int8EmbeddingBagMatvec(levels, scales)(x), expected, rtol=1e-4, atol=1e-3)
 
 
 @pytest.mark.parametrize("in_features", [1, 40])
@@ -61,7 +62,7 @@ def test_an_input_that_is_a_view(out_features: int, in_features: int) -> None:
     expected = x @ weight.float().T
     torch.testing.assert_close(EmbeddingBagMatvec(weight.float())(x), expected)
     torch.testing.assert_close(
-        Int8EmbeddingBagMatvec(weight, torch.ones(out_features))(x), expected, rtol=1e-4, atol=1e-3
+        Int8EmbeddingBagMatvec(weight.unsqueeze(0), torch.ones(1, out_features))(x), expected, rtol=1e-4, atol=1e-3
     )
 
 

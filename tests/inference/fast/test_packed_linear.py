@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from transformerlm.inference.fast.packed_linear import Int8Linear, OneDnnLinear, PlainLinear, pack
+from transformerlm.inference.fast.packed_linear import GROUP, Int8Linear, OneDnnLinear, PlainLinear, pack
 
 needs_blocked = pytest.mark.skipif(
     not isinstance(pack(torch.ones(8, 8)), OneDnnLinear), reason="this torch has no oneDNN"
@@ -50,6 +50,15 @@ def test_int8_rounds_to_half_a_step_of_each_row() -> None:
     assert (error.mean(dim=1, keepdim=True) <= 0.3 * scale).all()
 
 
+def test_a_great_weight_takes_levels_from_its_group_alone() -> None:
+    """The others of the row keep theirs."""
+    weight = torch.randn(4, 3 * GROUP // 2)
+    weight[:, 5] = 1000.0
+    error = (Int8Linear(weight).dequantised() - weight).abs()
+    assert error[:, :GROUP].max() > 1.0
+    assert error[:, GROUP:].max() < 0.05
+
+
 def test_int8_has_127_levels_on_each_side() -> None:
     """A row whose largest number is 127 times a power of two has that as its scale, and whole levels are exact."""
     levels = torch.cat((torch.arange(-127, 128), torch.zeros(1))).expand(3, -1)
@@ -62,13 +71,13 @@ def test_int8_row_of_zeros_stays_zero() -> None:
     assert torch.equal(Int8Linear(torch.zeros(4, 8)).dequantised(), torch.zeros(4, 8))
 
 
-@pytest.mark.parametrize("in_features", [64, 40, 7])
+@pytest.mark.parametrize("in_features", [64, 40, 7, GROUP + 64, 2 * GROUP + 7])
 @pytest.mark.parametrize("rows", [1, 2, 16, 17])
 def test_int8_product_is_that_of_its_weights(rows: int, in_features: int) -> None:
     """Few rows and many are computed in different ways; the sums agree up to bfloat16's rounding of the input."""
     product = Int8Linear(torch.randn(32, in_features))
     x = torch.randn(rows, in_features)
-    torch.testing.assert_close(product(x), x @ product.dequantised().T, rtol=0.02, atol=0.15)
+    torch.testing.assert_close(product(x), x @ product.dequantised().T, rtol=0.02, atol=0.3)
 
 
 @pytest.mark.parametrize("in_features", [40, 64, 1100])

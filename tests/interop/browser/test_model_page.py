@@ -36,6 +36,7 @@ VARIANTS = [
     {"num_kv_heads": 2, "rope_scaling": SCALING, "rope_theta": 500.0, "tie_embeddings": True},
     {"norm_position": "post", "ffn": "silu", "logit_soft_cap": 3.0},
     {"norm_position": "none", "position": "none", "d_ff": 50, "dropout": {"residual": 0.1}},
+    {"d_ff": 600},  # more than share a scale, and no whole blocks
 ]
 # A worker of the test's own: what the page's worker is told and says.
 ASK = """async ({ blocks, requests }) => {

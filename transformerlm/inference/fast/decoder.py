@@ -92,7 +92,7 @@ class Decoder:
         final = weights[""].get("ln_final")
         self._norm = None if final is None else Norm(final, settings.norm_eps)
         head = weights[""].get("lm_head", self._embedding)  # (vocab_size, d_model)
-        self._head = stack([head], None if self._norm is None else self._norm.take_gain())
+        self._head = stack([head], self._norm)
         self._soft_cap = settings.logit_soft_cap
         self._is_int8, self._num_products = int8, sum(each.numel() for each in fused)  # for each row
         self._compiled: CompiledStep | None = None
@@ -341,15 +341,16 @@ def check_known(hparams: Mapping[str, Any]) -> None:
 
 
 def _stack(
-    fused: list[Tensor], weights: list[Tensor], gain: Tensor | None, *, int8: bool, reproducible: bool
+    fused: list[Tensor], weights: list[Tensor], norm: Norm | None, *, int8: bool, reproducible: bool
 ) -> PackedLinear:
-    """Pack the stacked weights `(out, in)`, with the gain `(in)` of the norm before them multiplied in.
+    """Pack the stacked weights `(out, in)`, with the gain of the norm before them multiplied in, unless with `int8`.
 
-    What is packed is added to `fused`.
+    A gain makes some columns greater than others, which then have few of the 8 bits' levels. What is packed is added to
+    `fused`.
     """
     weight = torch.cat(weights)  # (sum of out, in)
-    # W (g * x) = (W g) x, a column of W for each feature.
-    weight = weight if gain is None else (upcast(weight) * gain).to(weight.dtype)
+    if norm is not None and not int8:  # W (g * x) = (W g) x, a column of W for each feature.
+        weight = (upcast(weight) * norm.take_gain()).to(weight.dtype)
     fused.append(weight)
     return pack(weight, int8=int8, reproducible=reproducible)
 

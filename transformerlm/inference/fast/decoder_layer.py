@@ -27,23 +27,23 @@ class Norm:
     """RMSNorm; the matrix after it may take its gain over."""
 
     def __init__(self, gain: Tensor, eps: float) -> None:
-        self._gain: Tensor | None = gain.clone()  # (d_model)
-        self._root = float(gain.numel() ** 0.5)
+        root = float(gain.numel() ** 0.5)
         # sqrt(mean(x^2) + eps) = hypot(|x|, sqrt(n eps)) / sqrt(n): two small kernels instead of five.
-        self._floor = torch.tensor(self._root * eps**0.5, device=gain.device)
+        self._floor = torch.tensor(root * eps**0.5, device=gain.device)
+        self._gain: Tensor | None = upcast(gain) * root  # (d_model)
         self._dtype = torch.promote_types(gain.dtype, torch.float32)
 
     def take_gain(self) -> Tensor:
         """Return gain times sqrt(n) as `(d_model)`, fp32, and no longer apply them."""
         assert self._gain is not None, "the gain was taken already"
-        gain, self._gain = upcast(self._gain) * self._root, None
+        gain, self._gain = self._gain, None
         return gain
 
     def __call__(self, x: Tensor) -> Tensor:
         size = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=self._dtype)  # (rows, 1)
         normed = x / torch.hypot(size, self._floor)  # sqrt(n) is still missing: it is in the gain
         if self._gain is not None:
-            normed = normed * (upcast(self._gain) * self._root)
+            normed = normed * self._gain
         return normed.to(x.dtype)
 
 
@@ -56,12 +56,11 @@ class Layer:
         eps, self._is_post = settings.norm_eps, settings.norm_position == "post"
         self._ffn = feed_forward(settings.ffn)
         self._norms = [Norm(weights[name], eps) if name in weights else None for name in ("ln1", "ln2")]
-        # After a "post" norm comes a residual, not a matrix, so its gain stays.
-        gains = [None if self._is_post or norm is None else norm.take_gain() for norm in self._norms]
+        before = [None, None] if self._is_post else self._norms  # after a "post" norm comes a residual
         projections = [weights[f"attn.{name}_proj"] for name in ("q", "k", "v")]
-        self._qkv = stack(projections, gains[0])
+        self._qkv = stack(projections, before[0])
         self._output = stack([weights["attn.output_proj"]], None)
-        self._up = stack([weights[f"ffn.{name}"] for name in self._ffn.UP], gains[1])
+        self._up = stack([weights[f"ffn.{name}"] for name in self._ffn.UP], before[1])
         self._down = stack([weights["ffn.w2"]], None)
         self._qk_norm: tuple[Tensor, float] | None = None
         if settings.qk_norm:

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 Numbers = np.ndarray[Any, np.dtype[np.int32]]
@@ -73,11 +74,21 @@ class EmbeddingBagMatvec:
 
 
 class Int8EmbeddingBagMatvec(EmbeddingBagMatvec):
-    """The same with a matrix of int8, for `x` of fp32; each output feature is multiplied by its scale, fp32."""
+    """The same with a matrix of int8, for `x` of fp32. Each group of input features has its own bags and scales.
 
-    def __init__(self, weight: Tensor, scales: Tensor) -> None:
-        super().__init__(weight)
-        self._scales = scales  # (out_features)
+    Args:
+        levels: the matrix, int8, `(groups, out_features, size)`.
+        scales: by what a sum over a group is multiplied, fp32, `(groups, out_features)`.
+    """
+
+    def __init__(self, levels: Tensor, scales: Tensor) -> None:
+        super().__init__(levels.transpose(0, 1).flatten(1))
+        groups, _, size = levels.shape
+        self._starts = torch.arange(0, len(self._table), size, dtype=torch.int32)  # (strips * groups)
+        padded = F.pad(scales, (0, self._num_strips * self._table.shape[1] - self._out_features))
+        of_strips = padded.view(groups, self._num_strips, -1).transpose(0, 1)
+        self._scales = of_strips.contiguous()  # (strips, groups, width)
+        self._has_groups = groups > 1
         # The kernel's bytes are unsigned, so each is stored 128 higher: flipping the top bit adds 128. After the bytes
         # of a row come the factor and the bias by which the kernel reads them, as two fp32 numbers: 1 and -128.
         undo = torch.tensor([1.0, -128.0]).view(torch.uint8).expand(len(self._table), -1)  # (rows, 8 bytes)
@@ -87,7 +98,10 @@ class Int8EmbeddingBagMatvec(EmbeddingBagMatvec):
 
     def __call__(self, x: Tensor) -> Tensor:
         sums: Tensor = self._sum(self._table, self._rows, self._starts, per_sample_weights=self._repeat_for_strips(x))
-        return sums.view(1, -1)[:, : self._out_features] * self._scales
+        scaled = sums.view_as(self._scales).mul_(self._scales)
+        if self._has_groups:
+            scaled = scaled.sum(1)
+        return scaled.view(1, -1)[:, : self._out_features]
 
 
 class SlotBags:

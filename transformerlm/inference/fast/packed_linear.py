@@ -28,6 +28,8 @@ from transformerlm.inference.fast.embedding_bag_matvec import (
 
 # The layout chosen for 8 rows is at the speed of memory for 1 row too; the one chosen for 1 row is not.
 _ROWS_HINT = 8
+GROUP = 512
+"""So many weights of a row of 8 bits share a scale."""
 # With more rows than this it is faster to widen the int8 weights than to multiply with them as they are.
 _INT8_MAX_ROWS = 16
 MOST_EQUAL_ROWS = 32
@@ -99,35 +101,68 @@ class OneDnnLinear:
 
 
 class Int8Linear:
-    """Weights in 8 bits, one scale for each output feature: `scale = max |row| / 127`, symmetric, rounded to nearest.
+    """Weights in 8 bits, symmetric, rounded to nearest; each group of a row, up to `GROUP` weights, has its scale.
 
-    The scale is rounded to bfloat16 before the weights are divided by it, so it adds no error of its own.
+    A scale is the greatest weight of its group over 127. It is rounded to bfloat16 before the weights are divided by
+    it, so it adds no error of its own.
     """
 
     def __init__(self, weight: Tensor, *, has_strips: bool = True) -> None:
-        wide = weight.float()
-        # A row of zeros has the scale `tiny` instead of 0, by which nothing can be divided.
-        scales = (wide.abs().amax(dim=1) / 127).clamp_min(torch.finfo(torch.float32).tiny)
-        self._scales = scales.to(torch.bfloat16)  # (out_features)
-        levels = (wide / self._scales.float().unsqueeze(1)).round_().clamp_(-127, 127)
-        self._weight = levels.to(torch.int8)  # (out_features, in_features)
+        wide = _in_groups(weight.float())
+        # A group of zeros has the scale `tiny` instead of 0, by which nothing can be divided.
+        scales = (wide.abs().amax(dim=2) / 127).clamp_min(torch.finfo(torch.float32).tiny)
+        self.scales = scales.to(torch.bfloat16)  # (groups, out_features)
+        levels = (wide / self.scales.float().unsqueeze(2)).round_().clamp_(-127, 127)
+        self.levels = levels.to(torch.int8)  # (groups, out_features, size)
+        self._in_features = weight.shape[1]
+        self._padding = len(levels) * levels.shape[2] - self._in_features
         by_bags = has_strips and has_fast_kernel(weight.device)
-        self._matvec = Int8EmbeddingBagMatvec(self._weight, self._scales.float()) if by_bags else None
+        self._matvec = Int8EmbeddingBagMatvec(self.levels, self.scales.float()) if by_bags else None
 
     def __call__(self, x: Tensor) -> Tensor:
+        if self._padding:
+            x = F.pad(x, (0, self._padding))
         if len(x) == 1 and self._matvec is not None:
             return self._matvec(x.float()).to(x.dtype)
         narrow = x.to(torch.bfloat16)  # what the kernel takes
-        if len(x) <= _INT8_MAX_ROWS and x.device.type == "cpu" and x.shape[1] % _INT8_BLOCK == 0:
-            return torch._weight_int8pack_mm(narrow, self._weight, self._scales).to(x.dtype)
-        return (F.linear(narrow, self._weight.to(torch.bfloat16)) * self._scales).to(x.dtype)
+        few = len(x) <= _INT8_MAX_ROWS and x.device.type == "cpu"
+        return (self._multiply_groups(narrow) if few else self._multiply_widened(narrow)).to(x.dtype)
+
+    def _multiply_groups(self, x: Tensor) -> Tensor:
+        parts = x.view(len(x), len(self.levels), -1).transpose(0, 1).contiguous()  # (groups, rows, size)
+        groups = zip(parts, self.levels, self.scales, strict=True)
+        first, *rest = (torch._weight_int8pack_mm(*group) for group in groups)  # (rows, out_features)
+        whole = first.float()
+        for each in rest:
+            whole += each
+        return whole
+
+    def _multiply_widened(self, x: Tensor) -> Tensor:
+        groups, out_features, size = self.levels.shape
+        wide = x.new_empty(out_features, groups, size).copy_(self.levels.transpose(0, 1))
+        if groups == 1:  # then the scales can follow the sums
+            return F.linear(x, wide.flatten(1)) * self.scales[0]
+        return F.linear(x, wide.mul_(self.scales.T.unsqueeze(2)).flatten(1))
 
     def add(self, x: Tensor, residual: Tensor) -> Tensor:
         return residual + self(x)
 
     def dequantised(self) -> Tensor:
         """Return the weight that the 8 bits stand for, `(out_features, in_features)` in fp32."""
-        return self._weight.float() * self._scales.float().unsqueeze(1)
+        wide = self.levels * self.scales.float().unsqueeze(2)
+        return wide.transpose(0, 1).flatten(1)[:, : self._in_features]
+
+
+def _in_groups(weight: Tensor) -> Tensor:
+    """Return weights `(out_features, in_features)` as `(groups, out_features, size)`.
+
+    The groups are equally large; they have whole blocks of input features, for which zeros are added at the end.
+    """
+    out_features, in_features = weight.shape
+    groups = -(-in_features // GROUP)
+    size = -(-in_features // (groups * _INT8_BLOCK)) * _INT8_BLOCK
+    padded = F.pad(weight, (0, groups * size - in_features))
+    return padded.view(out_features, groups, size).transpose(0, 1).contiguous()
 
 
 class ReproducibleLinear:

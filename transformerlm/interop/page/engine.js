@@ -61,7 +61,7 @@ function matricesOf(parts) {
     const [, matrix, which] = name.match(/^(.+)\.(levels|scales)$/) ?? [];
     if (which === "levels") {
       const scales = parts[`${matrix}.scales`];
-      found[matrix] = { levels: part, scales, width: part.length / scales.length };
+      found[matrix] = { levels: part, scales, size: part.length / scales.length };
     } else if (!which) found[name] = part;
   }
   return found;

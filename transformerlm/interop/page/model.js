@@ -1,7 +1,6 @@
 // The Transformer of transformerlm.models, for one text: ids in, the logits after the last of them out.
 //
-// Vectors are Float32Arrays, one row after the other. The gain of a norm is part of the matrix after it, so a norm
-// only divides; after a "post" norm there is no matrix, and `gain` multiplies.
+// Vectors are Float32Arrays, one row after the other.
 
 import { multiply } from "/static/matrix.js";
 
@@ -32,7 +31,7 @@ export class Model {
     }
     this.length += ids.length;
     const last = x.subarray(x.length - this.settings.d_model);
-    const logits = multiply(this.parts.head, norm_position === "pre" ? this.normed(last) : last, 1);
+    const logits = multiply(this.parts.head, norm_position === "pre" ? this.normed(last, this.parts.ln_final) : last, 1);
     return logit_soft_cap ? logits.map((logit) => logit_soft_cap * Math.tanh(logit / logit_soft_cap)) : logits;
   }
 
@@ -48,9 +47,10 @@ export class Model {
   }
 
   block(x, layer, count) {
-    const normed = (rows) => (this.settings.norm_position === "pre" ? this.normed(rows) : rows);
-    const between = added(x, this.attention(normed(x), layer, count));
-    return added(between, this.feedForward(normed(between), layer, count));
+    const isPre = this.settings.norm_position === "pre";
+    const normed = (rows, name) => (isPre ? this.normed(rows, this.parts[`${layer}.${name}`]) : rows);
+    const between = added(x, this.attention(normed(x, "ln1"), layer, count));
+    return added(between, this.feedForward(normed(between, "ln2"), layer, count));
   }
 
   postBlock(x, layer, count) {
@@ -58,7 +58,7 @@ export class Model {
     return this.normed(added(between, this.feedForward(between, layer, count)), this.parts[`${layer}.ln2`]);
   }
 
-  // Divide each row by the root of its sum of squares plus d_model * norm_eps.
+  // Divide each row by the root of its sum of squares plus d_model * norm_eps, and multiply it by the gain.
   normed(x, gain) {
     const { d_model: width, norm_eps } = this.settings;
     const result = new Float32Array(x.length);
@@ -66,7 +66,7 @@ export class Model {
       let squares = width * norm_eps;
       for (let at = 0; at < width; at++) squares += x[start + at] * x[start + at];
       const size = Math.sqrt(squares);
-      for (let at = 0; at < width; at++) result[start + at] = (x[start + at] / size) * (gain ? gain[at] : 1);
+      for (let at = 0; at < width; at++) result[start + at] = (x[start + at] / size) * gain[at];
     }
     return result;
   }
