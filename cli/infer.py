@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from cli.checkpoints import described
 from cli.stdin_lines import odd_byte, stdin_lines
-from cli.terminal import note, working
+from cli.terminal import compiling_shown, note, working
 from cli.utils import Command
 from cli.utils import main as run_command
 from config.infer import InferConfig, OutputConfig
@@ -80,6 +80,7 @@ def infer(config: InferConfig) -> None:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory())) if keeps else None
         outputs = _Outputs(folder and folder / "outputs.jsonl")
         logger = stack.enter_context(_make_logger(config))
+        stack.enter_context(compiling_shown())
         for group in _groups(config, prompts):
             for record in _answers(predictor, config, group):
                 logger.log_record({key: _cut_short(value) for key, value in record.items()})

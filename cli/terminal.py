@@ -155,7 +155,7 @@ def working(words: str) -> Iterator[None]:
 
 @contextmanager
 def compiling_shown() -> Iterator[None]:
-    """Return a context in which the live line names each of the tokenizer's kernels while it is compiled."""
+    """Return a context in which the live line names each of the compiled loops while it is compiled."""
     from transformerlm.utils.kernel import told_of_compiling
 
     before: list[Callable[[], str] | None] = []

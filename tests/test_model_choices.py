@@ -87,16 +87,18 @@ def test_all_that_computes_a_model_computes_the_same(changes, files, tmp_path):
     ids = torch.randint(290, (2, 24), generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         expected = model(ids)
-        decoder = Decoder(model)
-        cache = decoder.make_cache(2)
-        found = torch.cat([decoder(part, cache=cache) for part in ids.split([1, 7, 1, 15], dim=1)], dim=1)
+        decoders = [Decoder(model), Decoder(model, compiled=False)]
+        for decoder in decoders:
+            cache = decoder.make_cache(2)
+            found = torch.cat([decoder(part, cache=cache) for part in ids.split([1, 7, 1, 15], dim=1)], dim=1)
+            assert_close(found, expected, rtol=1e-4, atol=1e-4)
         compiled = Decoder(model, reproducible=True)  # where the step of such a model is compiled
         cache = compiled.make_slots(2)
         steps = [compiled.step_slots(column.tolist(), cache=cache, slots=[0, 1]) for column in ids.unbind(1)]
-    assert_close(found, expected, rtol=1e-4, atol=1e-4)
     assert_close(torch.stack(steps, dim=1), expected, rtol=1e-4, atol=1e-4)
     settings = {"max_new_tokens": 80, "temperature": 0.0}
-    assert generate(decoder, ids[0], **settings) == generate(model, ids[0], **settings)
+    for decoder in decoders:
+        assert generate(decoder, ids[0], **settings) == generate(model, ids[0], **settings)
     assert count_parameters(model.settings) == sum(parameter.numel() for parameter in model.parameters())
     assert flops_per_token(model.settings, 8) > 0
     assert estimate_training_memory(model.settings, micro_batch_size=1)["total"] > 0

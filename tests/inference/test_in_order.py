@@ -30,7 +30,7 @@ def make_requests(counts: list[int]) -> list[Request]:
 
 def test_texts_come_in_order_and_a_slot_is_never_empty() -> None:
     """The first text is the longest: the others finish before it, come after it, and are asked for one by one."""
-    decoder, requests = Decoder(make_model(context_length=64)), make_requests([30, 3, 3, 3, 3, 3])
+    decoder, requests = Decoder(make_model(context_length=64), compiled=False), make_requests([30, 3, 3, 3, 3, 3])
     asked: list[str] = []
 
     def source() -> Iterator[Request]:
@@ -47,7 +47,7 @@ def test_texts_come_in_order_and_a_slot_is_never_empty() -> None:
 
 def test_a_stop_string_ends_a_text_and_frees_its_slot() -> None:
     """Text and slot end there; the next text takes the slot."""
-    decoder, requests = Decoder(make_model(context_length=64)), make_requests([40, 40])
+    decoder, requests = Decoder(make_model(context_length=64), compiled=False), make_requests([40, 40])
     whole = [as_letters(answer(decoder, request)).decode() for request in requests]
     stop = whole[0][4:6]
     batcher = Batcher(decoder, slots=1)
@@ -61,7 +61,7 @@ def test_logits_that_are_not_finite_are_an_error() -> None:
     model = make_model()
     with torch.no_grad():
         model.lm_head.weight.fill_(torch.nan)
-    decoder, requests = Decoder(model), make_requests([5])
+    decoder, requests = Decoder(model, compiled=False), make_requests([5])
     with pytest.raises(ValueError, match=NOT_FINITE):
         list(texts_in_order(Batcher(decoder, slots=1), requests, most=1, make_pieces=partial(Pieces, as_letters)))
     with pytest.raises(ValueError, match=NOT_FINITE):

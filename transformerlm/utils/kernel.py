@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import cached_property, update_wrapper
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -130,6 +131,28 @@ class Kernel:
         for listener in _listeners:
             listener(self._name, True)
         return MachineCode(result.fndesc.llvm_func_name, result.library._get_compiled_object())
+
+
+class Instruction:
+    """A function that numba's `intrinsic` made, for kernels to name; outside of compiled code it is no function.
+
+    `load` imports its module, and with it numba, when such a kernel is compiled.
+    """
+
+    def __init__(self, load: Callable[[], ModuleType], name: str) -> None:
+        self._load, self._name = load, name
+
+    def __call__(self, *args: Any) -> Any:
+        """Raise TypeError."""
+        raise TypeError(f"{self._name}: only compiled kernels can use it")
+
+    @property
+    def _numba_type_(self) -> Any:
+        from numba.core.registry import cpu_target
+
+        instructions = self._load()
+        cpu_target.typing_context.refresh()  # numba has noted the instructions, but not looked at its notes
+        return cpu_target.typing_context.resolve_value_type(getattr(instructions, self._name))
 
 
 def _take_apart(args: Iterable[Any], numbers: list[int], types: list[str]) -> None:

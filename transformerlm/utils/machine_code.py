@@ -117,6 +117,14 @@ def keep_code(path: Path, key: str, code: MachineCode) -> None:
         unfinished.unlink(missing_ok=True)
 
 
+def can_keep() -> bool:
+    """Return whether files can be written where code is kept."""
+    folder = code_folder()
+    while not folder.exists():
+        folder = folder.parent
+    return folder.is_dir() and os.access(folder, os.W_OK)
+
+
 def load_code(code: MachineCode) -> int:
     """Return the address of the function, which stays loaded.
 

@@ -45,7 +45,7 @@ def test_texts_that_share_slots_are_as_alone(context_length: int) -> None:
     """Seven prompts in three slots, shorter and longer than the context and than a chunk: the plain model's ids."""
     model = make_model(context_length=context_length, num_kv_heads=2)
     prompts = [torch.randint(0, 257, (length,)).tolist() for length in (1, 4, 9, 15, 16, 30, 150)]
-    batcher = Batcher(Decoder(model), slots=3)
+    batcher = Batcher(Decoder(model, compiled=False), slots=3)
     ids, ends = run(batcher, [make_request(number, prompt) for number, prompt in enumerate(prompts)])
     assert list(ids.values()) == [greedy_without_cache(model, prompt, 30) for prompt in prompts]
     assert {end.reason for end in ends.values()} == {"length"}
@@ -191,7 +191,7 @@ def test_a_prompt_that_is_known_is_not_read_again(cache: int) -> None:
 
 def test_a_long_prompt_delays_a_text_by_one_chunk_at_most() -> None:
     """While five chunks are read, one a step, the text that runs gets an id in each step but the last one's."""
-    batcher = Batcher(Decoder(make_model(context_length=200)), slots=2, prefill_chunk=16)
+    batcher = Batcher(Decoder(make_model(context_length=200), compiled=False), slots=2, prefill_chunk=16)
     batcher.submit(make_request("runs", [1], 50))
     batcher.step()
     batcher.submit(make_request("comes", [2] * 70, 50))
@@ -269,7 +269,7 @@ def check_begun(length: int, expected: list[int]) -> None:
 
 def test_a_request_may_be_cancelled_while_it_waits_is_read_or_runs() -> None:
     """Each ends with one event, its slot goes to the next, and the others' ids stay."""
-    decoder = Decoder(make_model(context_length=200))
+    decoder = Decoder(make_model(context_length=200), compiled=False)
     batcher = Batcher(decoder, slots=2, prefill_chunk=16)
     for name, length in (("runs", 3), ("is read", 100), ("waits", 5), ("stays", 7)):
         batcher.submit(make_request(name, [length] * length, 20))
@@ -291,7 +291,7 @@ def test_a_row_without_finite_logits_ends_alone(bad: int) -> None:
     model = make_model(context_length=64)
     with torch.no_grad():
         model.token_embeddings.weight[bad] = torch.nan
-    for decoder in (Decoder(model), Decoder(model, reproducible=True)):
+    for decoder in (Decoder(model, compiled=False), Decoder(model, reproducible=True)):
         requests = [
             make_request(name, [*prompt], 6) for name, prompt in (("a", b"abcd"), ("bad", [5, bad]), ("b", b"xyz"))
         ]
@@ -304,7 +304,7 @@ def test_a_prompts_log_probabilities_are_the_models() -> None:
     """Over several chunks, with the most likely ids beside each; the first id has none, and 0 new ids may be asked."""
     model = make_model(context_length=100)
     prompt = torch.randint(0, 257, (50,)).tolist()
-    batcher = Batcher(Decoder(model), slots=1, prefill_chunk=16, prefix_cache_bytes=10**6)
+    batcher = Batcher(Decoder(model, compiled=False), slots=1, prefill_chunk=16, prefix_cache_bytes=10**6)
     with torch.no_grad():
         expected = model(torch.tensor([prompt]))[0].log_softmax(-1)  # (50, vocab)
     for count in (0, 2):
@@ -327,7 +327,7 @@ def test_the_scores_of_a_prompt_that_is_cut_follow_the_id_that_starts_texts() ->
     """Of what was read each id is scored after that one and those before it; there is an entry for each id."""
     model = make_model()
     prompt = [7, *torch.randint(0, 257, (40,)).tolist()]
-    batcher = Batcher(Decoder(model), slots=1)
+    batcher = Batcher(Decoder(model, compiled=False), slots=1)
     batcher.submit(make_request("a", prompt, 0, num_prompt_logprobs=0, start_id=7))
     events = []
     while not batcher.is_idle:
@@ -343,7 +343,7 @@ def test_the_scores_of_a_prompt_that_is_cut_follow_the_id_that_starts_texts() ->
 
 def test_penalties_and_an_earliest_end_are_those_of_the_plain_loop() -> None:
     """Beside a text without any."""
-    decoder = Decoder(make_model(context_length=64))
+    decoder = Decoder(make_model(context_length=64), compiled=False)
     plain = make_request("plain", [3, 5], 40)
     end = answer(decoder, plain)[2]
     requests = [
@@ -359,7 +359,9 @@ def test_penalties_and_an_earliest_end_are_those_of_the_plain_loop() -> None:
 
 def test_what_is_read_is_counted_and_what_is_read_again_apart() -> None:
     """Half of the context each time that a text has filled it; and nothing of a prompt once it is known."""
-    batcher = Batcher(Decoder(make_model(context_length=32)), slots=1, prefill_chunk=16, prefix_cache_bytes=10**6)
+    batcher = Batcher(
+        Decoder(make_model(context_length=32), compiled=False), slots=1, prefill_chunk=16, prefix_cache_bytes=10**6
+    )
     run(batcher, [make_request("slides", [*range(31)], 40)])  # full after 2 ids, 19 and 36
     assert (batcher.num_read, batcher.num_read_again) == (31, 3 * 16)
     run(batcher, [make_request("known", [*range(31)], 1)])
@@ -368,7 +370,9 @@ def test_what_is_read_is_counted_and_what_is_read_again_apart() -> None:
 
 def test_prompts_that_are_forgotten_are_read_again() -> None:
     """The ids are the same, and none is kept any more."""
-    batcher = Batcher(Decoder(make_model(context_length=32)), slots=1, prefill_chunk=16, prefix_cache_bytes=10**6)
+    batcher = Batcher(
+        Decoder(make_model(context_length=32), compiled=False), slots=1, prefill_chunk=16, prefix_cache_bytes=10**6
+    )
     found = [run(batcher, [make_request("a", [*range(20)], 5)])[0]]
     batcher.forget_prefixes()
     found += [run(batcher, [make_request("a", [*range(20)], 5)])[0] for _ in range(2)]
@@ -379,7 +383,7 @@ def test_prompts_that_are_forgotten_are_read_again() -> None:
 @pytest.mark.parametrize("before", [0, 1, 2, 3])
 def test_a_text_that_slides_goes_on_beside_a_stream_of_long_prompts(before: int) -> None:
     """Prompts and windows are read in turns, whatever was read before: neither waits for the other to end."""
-    batcher = Batcher(Decoder(make_model(context_length=32)), slots=6, prefill_chunk=16)
+    batcher = Batcher(Decoder(make_model(context_length=32), compiled=False), slots=6, prefill_chunk=16)
     dice = random.Random(1)
 
     def long_prompt(number: int) -> Request:
@@ -416,7 +420,7 @@ def test_alternatives_are_the_same_beside_a_text_that_asks_for_more() -> None:
 
 def test_of_a_long_prompt_only_its_last_window_counts() -> None:
     """What comes before it may be left out, past the next windows too, unless its ids have a penalty of their own."""
-    decoder = Decoder(make_model())
+    decoder = Decoder(make_model(), compiled=False)
     prompt = torch.randint(0, 257, (50,)).tolist()
 
     def text(prompt: list[int], **penalties: float) -> list[int]:
@@ -429,7 +433,7 @@ def test_of_a_long_prompt_only_its_last_window_counts() -> None:
 def test_the_end_that_was_drawn_is_scored_as_the_other_ids_are() -> None:
     """Its log-probability is the model's own; nothing is said where nobody asks, or where the limit ends the text."""
     model, prompt = make_model(), [5, 6, 7]
-    batcher = Batcher(Decoder(model), slots=3)
+    batcher = Batcher(Decoder(model, compiled=False), slots=3)
     ids = greedy_without_cache(model, prompt, 8)
     end = next(token_id for token_id in ids if token_id != ids[0])
     before = ids[: ids.index(end)]
@@ -458,7 +462,7 @@ def resident_bytes() -> int:
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads Linux's /proc")
 def test_a_slot_takes_memory_when_it_is_used() -> None:
     """Sixteen slots of 134 MB in all take nearly nothing at first, and one short text a part of one slot."""
-    decoder = Decoder(make_model(context_length=4096, d_model=64, num_heads=4, num_layers=4))
+    decoder = Decoder(make_model(context_length=4096, d_model=64, num_heads=4, num_layers=4), compiled=False)
     run(Batcher(decoder, slots=1), [make_request("warm", [1], 2)])
     before = resident_bytes()
     batcher = Batcher(decoder, slots=16)
@@ -471,7 +475,7 @@ def test_a_slot_takes_memory_when_it_is_used() -> None:
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads Linux's /proc")
 def test_scores_of_a_long_prompt_take_little_memory() -> None:
     """1,024 positions of 50,000 ids: all logits at once would be 205 MB, and twice that to normalise."""
-    decoder = Decoder(make_model(context_length=1024, vocab_size=50_000))
+    decoder = Decoder(make_model(context_length=1024, vocab_size=50_000), compiled=False)
     batcher = Batcher(decoder, slots=1)
     run(batcher, [make_request("warm", [1] * 4, 1, num_prompt_logprobs=5)])
     before, peak = resident_bytes(), 0
@@ -494,7 +498,7 @@ def test_scores_of_a_long_prompt_take_little_memory() -> None:
 )
 def test_a_request_that_cannot_be_answered_is_an_error(settings: dict[str, Any], message: str) -> None:
     """At once, and nothing is left of it."""
-    batcher = Batcher(Decoder(make_model()), slots=1, vocab_size=256)
+    batcher = Batcher(Decoder(make_model(), compiled=False), slots=1, vocab_size=256)
     with pytest.raises(ValueError, match=message):
         batcher.submit(Request(**{"request_id": "", "max_new_tokens": 1, **settings}))
     assert batcher.is_idle
@@ -506,4 +510,4 @@ def test_a_request_that_cannot_be_answered_is_an_error(settings: dict[str, Any],
 def test_a_batcher_that_cannot_be_is_an_error(settings: dict[str, Any]) -> None:
     """No slot, or chunks that are not on the grid."""
     with pytest.raises(ValueError, match=r"batcher: (slots|prefill_chunk) must be"):
-        Batcher(Decoder(make_model()), **settings)
+        Batcher(Decoder(make_model(), compiled=False), **settings)

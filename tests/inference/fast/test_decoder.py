@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from tests.inference.helpers import make_model
+from transformerlm.inference.fast import decoder as decoder_module
 from transformerlm.inference.fast.decoder import Decoder
 from transformerlm.inference.generate import generate
 from transformerlm.models.transformer import TransformerLM
@@ -36,12 +37,20 @@ def make_varied(**changes: Any) -> TransformerLM:
     return model
 
 
+@pytest.fixture(params=["plain", "compiled", "compiled, long prompts plain"])
+def compiled(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """Whether steps are compiled where they can be; the prompts here are too short to be long ones."""
+    if request.param.endswith("plain"):
+        monkeypatch.setattr(decoder_module, "_LONG_PROMPT", 1)
+    return bool(request.param != "plain")
+
+
 @pytest.mark.parametrize("batch_size", [1, 3])
 @pytest.mark.parametrize("changes", VARIANTS, ids=str)
-def test_logits_are_the_models(changes: dict[str, Any], batch_size: int) -> None:
+def test_logits_are_the_models(changes: dict[str, Any], batch_size: int, compiled: bool) -> None:
     """A prompt, single steps and several ids after others give the logits of one full forward pass."""
     model = make_varied(**changes)
-    decoder, ids = Decoder(model), torch.randint(257, (batch_size, 16))
+    decoder, ids = Decoder(model, compiled=compiled), torch.randint(257, (batch_size, 16))
     cache = decoder.make_cache(batch_size)
     pieces = [decoder(part, cache=cache) for part in ids.split([5, 1, 1, 4, 1, 4], dim=1)]
     with torch.no_grad():
@@ -50,10 +59,10 @@ def test_logits_are_the_models(changes: dict[str, Any], batch_size: int) -> None
 
 
 @pytest.mark.parametrize("first", [1, 2, 15])
-def test_several_ids_after_any_number_see_none_that_come_later(first: int) -> None:
+def test_several_ids_after_any_number_see_none_that_come_later(first: int, compiled: bool) -> None:
     """The causal mask holds after a single id as it does after many."""
     model = make_varied(num_kv_heads=2)
-    decoder, ids = Decoder(model), torch.randint(257, (2, 16))
+    decoder, ids = Decoder(model, compiled=compiled), torch.randint(257, (2, 16))
     cache = decoder.make_cache(2)
     pieces = [decoder(part, cache=cache) for part in (ids[:, :first], ids[:, first:])]
     with torch.no_grad():
@@ -61,10 +70,10 @@ def test_several_ids_after_any_number_see_none_that_come_later(first: int) -> No
 
 
 @pytest.mark.parametrize("changes", [{}, {"norm_position": "post", "qk_norm": True, "tie_embeddings": True}], ids=str)
-def test_a_decoder_keeps_the_weights_it_was_made_with(changes: dict[str, Any]) -> None:
+def test_a_decoder_keeps_the_weights_it_was_made_with(changes: dict[str, Any], compiled: bool) -> None:
     """The model may be trained on: embedding, matrices and gains of the decoder stay."""
     model, ids = make_varied(**changes), torch.randint(257, (1, 8))
-    decoder = Decoder(model)
+    decoder = Decoder(model, compiled=compiled)
     before = decoder(ids, cache=decoder.make_cache(1))
     with torch.no_grad():
         for parameter in model.parameters():
@@ -76,7 +85,7 @@ def test_a_decoder_keeps_the_weights_it_was_made_with(changes: dict[str, Any]) -
 def test_rows_of_different_lengths_are_as_alone(changes: dict[str, Any]) -> None:
     """Prompts of 3, 7 and 5 ids in slots, then steps of all: each row has the logits it would have by itself."""
     model, counts = make_varied(**changes), [3, 7, 5]
-    decoder, ids = Decoder(model), torch.randint(257, (3, 16))
+    decoder, ids = Decoder(model, compiled=False), torch.randint(257, (3, 16))
     with torch.no_grad():
         expected = model(ids)
     cache = decoder.make_slots(3, 12)
@@ -98,7 +107,7 @@ def test_rows_of_different_lengths_are_as_alone(changes: dict[str, Any]) -> None
 def test_the_step_of_fixed_shapes_is_the_same(changes: dict[str, Any]) -> None:
     """The step that a GPU captures, with positions on the device and the cache's whole memory, has the same logits."""
     model = make_varied(**changes)
-    decoder, ids = Decoder(model), torch.randint(257, (2, 8))
+    decoder, ids = Decoder(model, compiled=False), torch.randint(257, (2, 8))
     cache, other = decoder.make_cache(2), decoder.make_cache(2)
     for each in (cache, other):
         decoder(ids, cache=each)
@@ -106,10 +115,10 @@ def test_the_step_of_fixed_shapes_is_the_same(changes: dict[str, Any]) -> None:
     torch.testing.assert_close(found, decoder(ids[:, :1], cache=cache)[:, 0], rtol=1e-4, atol=1e-4)
 
 
-def test_a_cut_cache_forgets_what_came_after() -> None:
+def test_a_cut_cache_forgets_what_came_after(compiled: bool) -> None:
     """After truncating, other ids in the same positions give the logits of the text with those ids."""
     model = make_varied()
-    decoder, ids = Decoder(model), torch.randint(257, (1, 10))
+    decoder, ids = Decoder(model, compiled=compiled), torch.randint(257, (1, 10))
     cache = decoder.make_cache(1)
     decoder(ids, cache=cache)
     cache.truncate(4)
@@ -144,9 +153,9 @@ def test_a_decoder_keeps_float64() -> None:
         torch.testing.assert_close(decoder(ids, cache=decoder.make_cache(1)), model(ids))
 
 
-def test_what_does_not_fit_is_refused() -> None:
+def test_what_does_not_fit_is_refused(compiled: bool) -> None:
     """Too many ids, another batch, a cut beyond what there is: the error has the numbers."""
-    decoder = Decoder(make_model())
+    decoder = Decoder(make_model(), compiled=compiled)
     cache = decoder.make_cache(2, 8)
     with pytest.raises(ValueError, match="0 \\+ 9 positions exceed its max_length of 8"):
         decoder(torch.zeros(2, 9, dtype=torch.int64), cache=cache)

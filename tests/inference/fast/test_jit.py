@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from numba import njit
 
-from transformerlm.inference.fast.jit import multiply_block
+from transformerlm.inference.fast.instructions import multiply_block
 
 
 @pytest.mark.parametrize(("lanes", "vectors"), [(16, 4), (8, 2)])

@@ -13,7 +13,7 @@ CHUNK = 16
 
 def test_a_chunk_comes_back_as_it_was() -> None:
     """In another slot, with its logits, and under exactly its ids."""
-    decoder, ids = Decoder(make_model(context_length=64)), [*range(20)]
+    decoder, ids = Decoder(make_model(context_length=64), compiled=False), [*range(20)]
     cache, prefixes = decoder.make_slots(2), PrefixCache(10**6)
     for keys, values in cache.layers:
         keys.normal_()
@@ -35,7 +35,7 @@ def test_a_chunk_comes_back_as_it_was() -> None:
 
 def test_the_memory_is_bounded_and_the_oldest_goes_first() -> None:
     """A prompt that was used stays, its first chunk the longest; what is larger than all is not kept."""
-    decoder = Decoder(make_model(context_length=64))
+    decoder = Decoder(make_model(context_length=64), compiled=False)
     cache, probe = decoder.make_slots(1), PrefixCache(10**9)
     probe.keep(cache, 0, [0] * CHUNK, start=0, logits=None)
     kept = probe.find([0] * CHUNK, is_whole=False)

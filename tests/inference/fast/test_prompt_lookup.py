@@ -32,9 +32,10 @@ def test_lookup_proposes_what_followed_before() -> None:
 
 @pytest.mark.parametrize("num_drafted", [1, 3, 8])
 @pytest.mark.parametrize("prompt", [REPEATING, [3], REPEATING * 3], ids=len)
-def test_greedy_text_is_the_same(num_drafted: int, prompt: list[int]) -> None:
+@pytest.mark.parametrize("compiled", [False, True])
+def test_greedy_text_is_the_same(num_drafted: int, prompt: list[int], compiled: bool) -> None:
     """So it is after several full windows, and with prompts shorter and longer than the context."""
-    decoder = Decoder(make_model())
+    decoder = Decoder(make_model(), compiled=compiled)
     expected = generate(decoder, prompt, max_new_tokens=60, temperature=0.0)
     found = generate(decoder, prompt, max_new_tokens=60, temperature=0.0, speculative=num_drafted)
     assert found == expected

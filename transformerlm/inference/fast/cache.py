@@ -82,6 +82,21 @@ class DecoderCache:
             for keys, values in self.layers
         ]
 
+    def layers_without_blocks(self, length: int) -> list[LayerKV]:
+        """Return other memory for the first `length` positions of all rows, as it is where loops are not compiled."""
+        whole = -(-length // self.keys_together) * self.keys_together
+        return [
+            LayerKV(torch.zeros_like(keys[..., :whole]), torch.zeros_like(values[:, :, :whole]))
+            for keys, values in self.layers
+        ]
+
+    def fill(self, layers: list[LayerKV], length: int) -> None:
+        """Copy the first `length` positions of all rows from such memory."""
+        for own, (keys, values) in zip(self.layers, layers, strict=True):
+            in_blocks = keys.view(*keys.shape[:3], -1, self.keys_together).transpose(2, 3)
+            _in_blocks(own.keys, self.keys_together)[:, :, : in_blocks.shape[2]] = in_blocks
+            own.values[:, :, :length] = values[:, :, :length]
+
     def slot_bags(self, slots: list[int], lengths: list[int]) -> SlotBags:
         """Return the bags by which one query in each of `slots` reads its first `lengths[i]` positions."""
         return SlotBags(*self.layers[0], self._num_heads, slots=slots, lengths=lengths)

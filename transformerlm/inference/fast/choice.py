@@ -150,10 +150,11 @@ def _choose_compiled(kernels: ModuleType, logits: Tensor, group: _Group, uniform
     temperatures = np.ones_like(tops) if temperature is None else temperature.view(-1).float().numpy()
     kernels.shift(logits.numpy(), temperatures, numbers, tops)
     weights.exp_()  # torch's own: another exp has other last bits, and the ids would differ now and then
+    uniforms, scratch = np.ascontiguousarray(uniforms), kernels.make_scratch(logits.shape[1])
     if group.top_p is None:
-        kernels.draw_from_all(numbers, uniforms, ids)
+        kernels.draw_from_all(numbers, uniforms, ids, scratch)
     else:
-        kernels.draw_from_top_p(numbers, row_sums(weights).numpy(), group.top_p, uniforms, ids)
+        kernels.draw_from_top_p(numbers, row_sums(weights).numpy(), group.top_p, uniforms, ids, scratch)
     is_finite = np.isfinite(tops)
     unsure = (ids == kernels.UNSURE) & is_finite
     if unsure.any():

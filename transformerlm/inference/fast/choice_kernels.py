@@ -9,6 +9,8 @@ Part of: choice
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -55,11 +57,31 @@ def _greatest(x: Floats) -> np.float32:
     return max(max(max(a0, a1), max(a2, a3)), max(max(a4, a5), max(a6, a7)))
 
 
+class Scratch(NamedTuple):
+    """Memory for what is computed on the way, for rows of some length; `make_scratch` makes it."""
+
+    large: Floats
+    places: NDArray[np.int32]
+    here: Floats
+    sums: Doubles
+
+
+def make_scratch(vocab_size: int) -> Scratch:
+    """Return memory for rows of so many ids."""
+    one_more = vocab_size + 1  # the next place is written before it is known whether it counts
+    return Scratch(
+        large=np.empty(one_more, np.float32),
+        places=np.empty(one_more, np.int32),
+        here=np.empty(one_more, np.float32),
+        sums=np.empty(max(-(-vocab_size // _BLOCK), (_BITS_OF_ONE >> _BUCKET_BITS) + 1), np.float64),
+    )
+
+
 @kernel
-def draw_from_all(weights: Floats, uniforms: Doubles, ids: Ints) -> None:
+def draw_from_all(weights: Floats, uniforms: Doubles, ids: Ints, scratch: Scratch) -> None:
     """Write the first id of each row at which the sum of the weights passes its share of the whole, or `UNSURE`."""
     vocab_size = weights.shape[1]
-    sums = np.empty(-(-vocab_size // _BLOCK), np.float64)
+    sums = scratch.sums[: -(-vocab_size // _BLOCK)]
     for row in range(len(weights)):
         own, total = weights[row], 0.0
         for block in range(len(sums)):
@@ -99,10 +121,12 @@ def _sum(x: Floats) -> float:
 
 
 @kernel
-def draw_from_top_p(weights: Floats, totals: Doubles, top_p: Doubles, uniforms: Doubles, ids: Ints) -> None:
+def draw_from_top_p(
+    weights: Floats, totals: Doubles, top_p: Doubles, uniforms: Doubles, ids: Ints, scratch: Scratch
+) -> None:
     """The same from the fewest ids, likely ones first and of equals the lower, that hold `top_p` of the `totals`."""
     vocab_size = weights.shape[1]
-    large, places = np.empty(vocab_size + 1, np.float32), np.empty(vocab_size + 1, np.int32)
+    large, places = scratch.large, scratch.places
     for row in range(len(weights)):
         ids[row] = UNSURE if totals[row] == totals[row] else -1  # a NaN
         margin, border = _MARGIN * totals[row], top_p[row] * totals[row]
@@ -117,15 +141,17 @@ def draw_from_top_p(weights: Floats, totals: Doubles, top_p: Doubles, uniforms: 
             count += own[i] > low
         if count == 0:
             continue
-        sums = np.zeros(_bucket(low) + 1, np.float64)
+        sums = scratch.sums[: _bucket(low) + 1]
+        for bucket in range(len(sums)):
+            sums[bucket] = 0.0
         for i in range(count):
             sums[_bucket(large[i])] += np.float64(large[i])
         # What the ids before the border hold, the one at which it is reached included.
-        _, before, value = _pass(large[:count], sums, border, margin)
+        _, before, value = _pass(large[:count], sums, border, margin, scratch.here)
         if value < 0.0:
             continue
         kept = before + np.float64(value)
-        number, before, value = _pass(large[:count], sums, uniforms[row] * kept, margin)
+        number, before, value = _pass(large[:count], sums, uniforms[row] * kept, margin, scratch.here)
         if value < 0.0:
             continue
         for i in range(count):
@@ -143,7 +169,7 @@ def _bucket(weight: np.float32) -> np.int64:
 
 
 @kernel
-def _pass(large: Floats, sums: Doubles, target: float, margin: float) -> tuple[int, float, float]:
+def _pass(large: Floats, sums: Doubles, target: float, margin: float, here: Floats) -> tuple[int, float, float]:
     """Return which weight is the first, in descending order, with which their sum passes `target`.
 
     The result is how many equal ones are before it, the sum before it, and the weight; -1 where that is not sure.
@@ -154,18 +180,33 @@ def _pass(large: Floats, sums: Doubles, target: float, margin: float) -> tuple[i
         bucket += 1
     if bucket == len(sums):
         return 0, before, -1.0
-    here = np.empty(len(large), np.float32)
     count = 0
     for i in range(len(large)):
         here[count] = large[i]
         count += _bucket(large[i]) == bucket
-    ordered = np.sort(here[:count])
+    _sort(here, count)
     equals = 0
-    for i in range(count - 1, -1, -1):
-        equals = equals + 1 if i < count - 1 and ordered[i] == ordered[i + 1] else 0
-        after = before + np.float64(ordered[i])
+    for i in range(count):
+        equals = equals + 1 if i > 0 and here[i] == here[i - 1] else 0
+        after = before + np.float64(here[i])
         if after > target:
             is_sure = target - before > margin and after - target > margin
-            return equals, before, np.float64(ordered[i]) if is_sure else -1.0
+            return equals, before, np.float64(here[i]) if is_sure else -1.0
         before = after
     return 0, before, -1.0
+
+
+@kernel
+def _sort(numbers: Floats, count: int) -> None:
+    """Sort the first `count` numbers, great ones first (Shell 1959; each gap is 4/9 of the one before, Tokuda 1992)."""
+    gap = 1
+    while gap * 9 // 4 < count:
+        gap = gap * 9 // 4 + 1
+    while gap > 0:
+        for i in range(gap, count):
+            number, place = numbers[i], i
+            while place >= gap and numbers[place - gap] < number:
+                numbers[place] = numbers[place - gap]
+                place -= gap
+            numbers[place] = number
+        gap = 0 if gap == 1 else max(1, gap * 4 // 9)

