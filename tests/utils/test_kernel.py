@@ -6,11 +6,12 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 
-from transformerlm.utils.kernel import Kernel
+from transformerlm.utils.kernel import Instruction, Kernel, Packed
 
 pytest.importorskip("numba")
 
@@ -19,7 +20,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 import sys
 import numpy as np
-from transformerlm.utils.kernel import Kernel
+from transformerlm.utils.kernel import Instruction, Kernel, Packed
 
 class Table(NamedTuple):
     rows: Any
@@ -89,3 +90,32 @@ def test_a_result_that_is_no_whole_number_is_refused(tmp_path: Path, monkeypatch
     monkeypatch.setitem(_nothing.__annotations__, "return", "float")
     with pytest.raises(TypeError, match="returns int or None, found float"):
         Kernel(_nothing)(np.zeros(1))
+
+
+def test_a_tuple_that_is_taken_apart_before_gives_the_same() -> None:
+    """A kernel finds what the arrays hold when it is called; an array with gaps is refused when it is packed."""
+
+    class Numbers(NamedTuple):
+        rows: Any
+        shift: int
+
+    def total(numbers: Any, more: int) -> int:
+        result = more
+        for row in range(len(numbers.rows)):
+            result += numbers.rows[row] << numbers.shift
+        return result
+
+    total.__annotations__["return"] = "int"
+    kernel, rows = Kernel(total, _nrt=False), np.arange(4)
+    packed = Packed(Numbers(rows, 1))
+    assert kernel(packed, 5) == kernel(Numbers(rows, 1), 5) == 17
+    rows[0] = 10
+    assert kernel(packed, 5) == 37
+    with pytest.raises(TypeError, match="array without gaps"):
+        Packed(Numbers(rows[::2], 1))
+
+
+def test_an_instruction_is_none_of_python() -> None:
+    """Outside of compiled code it can do nothing."""
+    with pytest.raises(TypeError, match="fetch: only compiled kernels can use it"):
+        Instruction(lambda: sys, "fetch")(np.arange(3), 0)

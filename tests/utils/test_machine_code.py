@@ -7,7 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from transformerlm.utils.machine_code import MachineCode, code_folder, environment_key, keep_code, read_code
+from transformerlm.utils.machine_code import (
+    MachineCode,
+    can_keep,
+    code_folder,
+    environment_key,
+    keep_code,
+    read_code,
+)
 
 KEY = "0123" * 16
 CODE = MachineCode("a_function", bytes(range(256)) + b"\n\n")
@@ -124,3 +131,13 @@ def test_the_key_changes_with_source_and_settings(tmp_path: Path, monkeypatch: p
     monkeypatch.delenv("NUMBA_OPT")
     (tmp_path / "a.py").write_text("2")
     assert key(tmp_path) != first
+
+
+def test_whether_code_can_be_kept_is_known_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It can where a folder may be made; it cannot below a file."""
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path / "new" / "folder"))
+    assert can_keep()
+    assert not (tmp_path / "new").exists()
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path / "file"))
+    assert not can_keep()

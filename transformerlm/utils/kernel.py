@@ -1,8 +1,8 @@
 """Functions over arrays that numba compiles, called from Python without numba where their machine code is kept.
 
-`Kernel` takes arrays, whole numbers, and named tuples of them. Called for the first time with arguments of some types,
-it reads the code for these types from the disk (`machine_code.py`), or imports numba, compiles it and keeps it. Kernels
-that a kernel calls become part of its code.
+`Kernel` takes arrays, whole numbers, and named tuples of them; `Packed` takes a tuple apart once for many calls. Called
+for the first time with arguments of some types, it reads the code for these types from the disk (`machine_code.py`), or
+imports numba, compiles it and keeps it. Kernels that a kernel calls become part of its code.
 
 What numba compiles has the calling convention of C: where to put the result, where to put an error, and then each
 argument taken apart. An array is seven numbers or more: two that numba counts references with, 0 here, the number of
@@ -123,7 +123,8 @@ class Kernel:
         import numba
 
         typeof: Any = numba.typeof
-        signature = tuple(numba.types.int64 if isinstance(arg, int) else typeof(arg) for arg in args)
+        values = [arg.values if isinstance(arg, Packed) else arg for arg in args]
+        signature = tuple(numba.types.int64 if isinstance(value, int) else typeof(value) for value in values)
         for listener in _listeners:
             listener(self._name, False)
         self.dispatcher.compile(signature)
@@ -131,6 +132,20 @@ class Kernel:
         for listener in _listeners:
             listener(self._name, True)
         return MachineCode(result.fndesc.llvm_func_name, result.library._get_compiled_object())
+
+
+class Packed:
+    """A named tuple, taken apart for kernels once and for all: its arrays must stay where they are.
+
+    Raises TypeError as `Kernel` does.
+    """
+
+    def __init__(self, values: Any) -> None:
+        self.values = values
+        self.numbers: list[int] = []
+        types: list[str] = []
+        _take_apart((values,), self.numbers, types)
+        self.form = " ".join(types)
 
 
 class Instruction:
@@ -166,6 +181,9 @@ def _take_apart(args: Iterable[Any], numbers: list[int], types: list[str]) -> No
                 raise TypeError(f"expected an array without gaps that may be written, found {found}")
             types.append(f"{facts['typestr']}{arg.ndim}")
             numbers += 0, 0, arg.size, arg.itemsize, address, *arg.shape, *arg.strides
+        elif type(arg) is Packed:
+            types.append(arg.form)
+            numbers += arg.numbers
         elif isinstance(arg, tuple):
             types.append("(")
             _take_apart(arg, numbers, types)

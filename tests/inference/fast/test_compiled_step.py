@@ -76,6 +76,29 @@ def test_what_is_not_compiled_is_said(changes: dict[str, Any], reason: str) -> N
     assert not Decoder(model, reproducible=True).reads_rows
 
 
+def test_what_each_process_would_compile_again_is_for_reproducible_texts_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Where nothing can be kept on disk, a single text would take longer by compiling first."""
+    model = make_varied()
+    assert Decoder(model).reads_rows
+    monkeypatch.setattr(compiled_step, "_stays", lambda: False)
+    assert not Decoder(model).reads_rows
+    assert Decoder(model, reproducible=True).reads_rows
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "reason"),
+    [("NUMBA_DISABLE_JIT", "1", "NUMBA_DISABLE_JIT is set"), ("NUMBA_DISABLE_JIT", "0", "")],
+)
+def test_numba_may_be_told_to_compile_nothing(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str, reason: str
+) -> None:
+    """Its own variable says so; 0 is as if it were not there."""
+    monkeypatch.setenv(name, value)
+    assert compiled_step._missing.__wrapped__() == reason
+
+
 @pytest.mark.parametrize("ffn", ["swiglu", "silu"])
 def test_a_layer_of_ones_own_is_not_compiled(monkeypatch: pytest.MonkeyPatch, ffn: str) -> None:
     """The loops have the activations of the layers that are here: with another class, PyTorch computes the step."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import threading
 from collections.abc import Callable, Sequence
 from functools import cache, partial
 from itertools import zip_longest
@@ -25,7 +26,7 @@ from transformerlm.inference.fast.uncompiled import reason_of
 from transformerlm.models.layers import feed_forward
 from transformerlm.models.settings import ModelSettings
 from transformerlm.utils.helpers import Task, share
-from transformerlm.utils.kernel import is_kept
+from transformerlm.utils.kernel import Packed, is_kept
 from transformerlm.utils.machine_code import can_keep
 
 # A thread that is given less than so many products of a number with a weight costs more than it saves.
@@ -77,8 +78,12 @@ class CompiledStep:
             is_gated=int(len(feed_forward(settings.ffn).UP) > 1),
             has_norms=int(settings.norm_position != "none"),
         )
+        self._kept = threading.local()
+        # Taken apart once: a step of a small model takes as long as that.
+        self._packed = Packed(self._weights), Packed(self._shape)
         self._num_layers, self._vocab_size, self._d_model = settings.num_layers, settings.vocab_size, settings.d_model
-        self._step, self._make_scratch = step, make_scratch
+        self._step: Callable[..., Any] = step  # tuples may be `Packed`
+        self._make_scratch = make_scratch
         self.keys_together = TOGETHER
         """How a `DecoderCache` has keys that these loops read."""
         sizes = settings.num_kv_heads, settings.d_head
@@ -91,6 +96,9 @@ class CompiledStep:
     def __call__(self, token_ids: list[int], slots: list[int], cache: DecoderCache) -> Tensor:
         """Return the logits `(rows, vocab_size)` after one more id in each of `slots`."""
         logits = self._empty_logits(len(slots))
+        if len(slots) == 1:  # the same with less around it
+            self._compute(np.array([token_ids, slots, [cache.lengths[slots[0]]]]), cache, logits.numpy())
+            return logits
         threads = self._threads(len(slots))
         share(self._steps(token_ids, slots, cache, logits.numpy(), threads), threads)
         return logits[: len(slots)]
@@ -191,15 +199,23 @@ class CompiledStep:
     ) -> Callable[[int, int], None]:
         """Return what lets ids in slots of lengths `(3, rows)` pass the layers from one up to another."""
         ids, slots, lengths = numbers
-        scratch = self._make_scratch(len(vectors), self._weights, self._shape, arrays[0])
+        scratch = self._scratch_for(len(vectors), arrays[0])
 
         def run(first: int, end: int) -> None:
             new = ids if first == 0 else ids[:0]  # after that, `vectors` has what they became
-            self._step(
-                first, end, new, slots, lengths, self._weights, self._shape, *arrays, vectors, scratch, logits
-            )  # fmt: skip
+            self._step(first, end, new, slots, lengths, *self._packed, *arrays, vectors, scratch, logits)
 
         return run
+
+    def _scratch_for(self, rows: int, keys: Floats) -> Packed:
+        """Return memory for rows of texts with such keys; that for one row is kept for its thread's next."""
+        kept: Packed | None = getattr(self._kept, "scratch", None) if rows == 1 else None
+        if kept is not None and kept.values.shares.shape[1] >= keys.shape[3] * keys.shape[5]:
+            return kept
+        made = Packed(self._make_scratch(rows, self._weights, self._shape, keys))
+        if rows == 1:
+            self._kept.scratch = made
+        return made
 
 
 def _parts(count: int, number: int) -> list[slice]:
