@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 
 from cli.checkpoints import described
 from cli.stdin_lines import stdin_lines
-from cli.terminal import note, working
+from cli.terminal import compiling_shown, note, working
 from cli.utils import Command
 from cli.utils import main as run_command
 from config.chat import ChatCommandConfig
@@ -74,7 +74,7 @@ def chat(config: ChatCommandConfig) -> None:
     assert conversation.predictor.checkpoint is not None, "it was loaded"
     note(described(config.checkpoint, conversation.predictor.checkpoint))
     talk = _Talk(config, conversation)
-    with closing(_lines()) as lines:
+    with closing(_lines()) as lines, compiling_shown():
         for line in lines:
             if not talk.take(line):
                 return

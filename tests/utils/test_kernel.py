@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 
-from transformerlm.utils.kernel import Instruction, Kernel, Packed
+from transformerlm.utils.kernel import Instruction, Kernel, Packed, told_of_compiling
 
 pytest.importorskip("numba")
 
@@ -20,7 +20,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 import sys
 import numpy as np
-from transformerlm.utils.kernel import Instruction, Kernel, Packed
+from transformerlm.utils.kernel import Instruction, Kernel, Packed, told_of_compiling
 
 class Table(NamedTuple):
     rows: Any
@@ -119,3 +119,18 @@ def test_an_instruction_is_none_of_python() -> None:
     """Outside of compiled code it can do nothing."""
     with pytest.raises(TypeError, match="fetch: only compiled kernels can use it"):
         Instruction(lambda: sys, "fetch")(np.arange(3), 0)
+
+
+def test_a_listener_hears_of_the_end_of_what_cannot_be_compiled() -> None:
+    """The line that says what is compiled does not stay."""
+
+    def broken(rows: Any) -> None:
+        rows.nothing_of_that_name()
+
+    broken.__annotations__["return"] = "None"
+    heard: list[bool] = []
+    kernel = Kernel(broken, _nrt=False)
+    with told_of_compiling(lambda _, is_done: heard.append(is_done)), pytest.raises(Exception, match="nothing_of_that"):
+        kernel(np.arange(3))
+    assert heard == [False, True]
+    assert not kernel.is_loaded

@@ -141,3 +141,10 @@ def test_whether_code_can_be_kept_is_known_before(tmp_path: Path, monkeypatch: p
     (tmp_path / "file").touch()
     monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path / "file"))
     assert not can_keep()
+    (tmp_path / "shared" / "transformerlm").mkdir(parents=True, mode=0o775)
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path / "shared"))
+    (tmp_path / "shared" / "transformerlm").chmod(0o755)
+    assert can_keep()
+    if os.name != "nt":  # which has no such permissions
+        (tmp_path / "shared" / "transformerlm").chmod(0o775)
+        assert not can_keep()  # others could have written what is there, so it is never read

@@ -91,6 +91,11 @@ class Kernel:
         call = self._calls.get(form) or self._load(form, args, len(numbers))
         return call(numbers)
 
+    @property
+    def is_loaded(self) -> bool:
+        """Whether it was called from Python before."""
+        return bool(self._calls)
+
     @cached_property
     def dispatcher(self) -> Any:
         """The function as numba has it."""
@@ -127,10 +132,12 @@ class Kernel:
         signature = tuple(numba.types.int64 if isinstance(value, int) else typeof(value) for value in values)
         for listener in _listeners:
             listener(self._name, False)
-        self.dispatcher.compile(signature)
+        try:
+            self.dispatcher.compile(signature)
+        finally:
+            for listener in _listeners:
+                listener(self._name, True)
         result = self.dispatcher.overloads[signature]
-        for listener in _listeners:
-            listener(self._name, True)
         return MachineCode(result.fndesc.llvm_func_name, result.library._get_compiled_object())
 
 

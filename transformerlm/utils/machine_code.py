@@ -118,8 +118,14 @@ def keep_code(path: Path, key: str, code: MachineCode) -> None:
 
 
 def can_keep() -> bool:
-    """Return whether files can be written where code is kept."""
+    """Return whether files can be written where code is kept, and may be read from there.
+
+    Raises:
+        OSError: a folder that cannot be looked at.
+    """
     folder = code_folder()
+    if folder.exists() and not _is_trusted(folder):
+        return False
     while not folder.exists():
         folder = folder.parent
     return folder.is_dir() and os.access(folder, os.W_OK)

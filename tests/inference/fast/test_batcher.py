@@ -20,6 +20,12 @@ from transformerlm.inference.sampling_params import SamplingParams
 GREEDY = SamplingParams(temperature=0.0)
 
 
+@pytest.fixture(params=[False, True], ids=["plain", "compiled"])
+def compiled(request: pytest.FixtureRequest) -> bool:
+    """Whether steps are compiled."""
+    return bool(request.param)
+
+
 def run(batcher: Batcher, requests: list[Request]) -> tuple[dict[str, list[int]], dict[str, Finished]]:
     """Return the ids and the last event of each request."""
     ids: dict[str, list[int]] = {request.request_id: [] for request in requests}
@@ -41,11 +47,11 @@ def make_request(name: object, prompt: list[int], count: int = 30, **settings: A
 
 
 @pytest.mark.parametrize("context_length", [200, 16, 5, 1])
-def test_texts_that_share_slots_are_as_alone(context_length: int) -> None:
+def test_texts_that_share_slots_are_as_alone(context_length: int, compiled: bool) -> None:
     """Seven prompts in three slots, shorter and longer than the context and than a chunk: the plain model's ids."""
     model = make_model(context_length=context_length, num_kv_heads=2)
     prompts = [torch.randint(0, 257, (length,)).tolist() for length in (1, 4, 9, 15, 16, 30, 150)]
-    batcher = Batcher(Decoder(model, compiled=False), slots=3)
+    batcher = Batcher(Decoder(model, compiled=compiled), slots=3)
     ids, ends = run(batcher, [make_request(number, prompt) for number, prompt in enumerate(prompts)])
     assert list(ids.values()) == [greedy_without_cache(model, prompt, 30) for prompt in prompts]
     assert {end.reason for end in ends.values()} == {"length"}
@@ -267,9 +273,9 @@ def check_begun(length: int, expected: list[int]) -> None:
     assert [{name: [one.token_id for one in events]} for name, events in drawn.items()] == alone
 
 
-def test_a_request_may_be_cancelled_while_it_waits_is_read_or_runs() -> None:
+def test_a_request_may_be_cancelled_while_it_waits_is_read_or_runs(compiled: bool) -> None:
     """Each ends with one event, its slot goes to the next, and the others' ids stay."""
-    decoder = Decoder(make_model(context_length=200), compiled=False)
+    decoder = Decoder(make_model(context_length=200), compiled=compiled)
     batcher = Batcher(decoder, slots=2, prefill_chunk=16)
     for name, length in (("runs", 3), ("is read", 100), ("waits", 5), ("stays", 7)):
         batcher.submit(make_request(name, [length] * length, 20))
@@ -286,12 +292,12 @@ def test_a_request_may_be_cancelled_while_it_waits_is_read_or_runs() -> None:
 
 
 @pytest.mark.parametrize("bad", [13, 0])
-def test_a_row_without_finite_logits_ends_alone(bad: int) -> None:
+def test_a_row_without_finite_logits_ends_alone(bad: int, compiled: bool) -> None:
     """An id whose vector is NaN ends its own text; neighbours and the next one in its slot do not notice."""
     model = make_model(context_length=64)
     with torch.no_grad():
         model.token_embeddings.weight[bad] = torch.nan
-    for decoder in (Decoder(model, compiled=False), Decoder(model, reproducible=True)):
+    for decoder in (Decoder(model, compiled=compiled), Decoder(model, reproducible=True)):
         requests = [
             make_request(name, [*prompt], 6) for name, prompt in (("a", b"abcd"), ("bad", [5, bad]), ("b", b"xyz"))
         ]
@@ -300,11 +306,11 @@ def test_a_row_without_finite_logits_ends_alone(bad: int) -> None:
         assert ids == {"a": answer(decoder, requests[0]), "bad": [], "b": answer(decoder, requests[2])}
 
 
-def test_a_prompts_log_probabilities_are_the_models() -> None:
+def test_a_prompts_log_probabilities_are_the_models(compiled: bool) -> None:
     """Over several chunks, with the most likely ids beside each; the first id has none, and 0 new ids may be asked."""
     model = make_model(context_length=100)
     prompt = torch.randint(0, 257, (50,)).tolist()
-    batcher = Batcher(Decoder(model, compiled=False), slots=1, prefill_chunk=16, prefix_cache_bytes=10**6)
+    batcher = Batcher(Decoder(model, compiled=compiled), slots=1, prefill_chunk=16, prefix_cache_bytes=10**6)
     with torch.no_grad():
         expected = model(torch.tensor([prompt]))[0].log_softmax(-1)  # (50, vocab)
     for count in (0, 2):
@@ -323,11 +329,11 @@ def test_a_prompts_log_probabilities_are_the_models() -> None:
         assert all(isinstance(one.logprobs, TokenLogprobs) and len(one.logprobs.top) == 1 for one in drawn)
 
 
-def test_the_scores_of_a_prompt_that_is_cut_follow_the_id_that_starts_texts() -> None:
+def test_the_scores_of_a_prompt_that_is_cut_follow_the_id_that_starts_texts(compiled: bool) -> None:
     """Of what was read each id is scored after that one and those before it; there is an entry for each id."""
     model = make_model()
     prompt = [7, *torch.randint(0, 257, (40,)).tolist()]
-    batcher = Batcher(Decoder(model, compiled=False), slots=1)
+    batcher = Batcher(Decoder(model, compiled=compiled), slots=1)
     batcher.submit(make_request("a", prompt, 0, num_prompt_logprobs=0, start_id=7))
     events = []
     while not batcher.is_idle:
@@ -341,9 +347,9 @@ def test_the_scores_of_a_prompt_that_is_cut_follow_the_id_that_starts_texts() ->
         assert one.logprob == pytest.approx(float(expected[place, one.token_id]), abs=1e-4)
 
 
-def test_penalties_and_an_earliest_end_are_those_of_the_plain_loop() -> None:
+def test_penalties_and_an_earliest_end_are_those_of_the_plain_loop(compiled: bool) -> None:
     """Beside a text without any."""
-    decoder = Decoder(make_model(context_length=64), compiled=False)
+    decoder = Decoder(make_model(context_length=64), compiled=compiled)
     plain = make_request("plain", [3, 5], 40)
     end = answer(decoder, plain)[2]
     requests = [
@@ -357,10 +363,10 @@ def test_penalties_and_an_earliest_end_are_those_of_the_plain_loop() -> None:
     assert len(ids["ends late"]) >= 8
 
 
-def test_what_is_read_is_counted_and_what_is_read_again_apart() -> None:
+def test_what_is_read_is_counted_and_what_is_read_again_apart(compiled: bool) -> None:
     """Half of the context each time that a text has filled it; and nothing of a prompt once it is known."""
     batcher = Batcher(
-        Decoder(make_model(context_length=32), compiled=False), slots=1, prefill_chunk=16, prefix_cache_bytes=10**6
+        Decoder(make_model(context_length=32), compiled=compiled), slots=1, prefill_chunk=16, prefix_cache_bytes=10**6
     )
     run(batcher, [make_request("slides", [*range(31)], 40)])  # full after 2 ids, 19 and 36
     assert (batcher.num_read, batcher.num_read_again) == (31, 3 * 16)
@@ -368,10 +374,10 @@ def test_what_is_read_is_counted_and_what_is_read_again_apart() -> None:
     assert (batcher.num_read, batcher.num_read_again) == (31, 3 * 16)
 
 
-def test_prompts_that_are_forgotten_are_read_again() -> None:
+def test_prompts_that_are_forgotten_are_read_again(compiled: bool) -> None:
     """The ids are the same, and none is kept any more."""
     batcher = Batcher(
-        Decoder(make_model(context_length=32), compiled=False), slots=1, prefill_chunk=16, prefix_cache_bytes=10**6
+        Decoder(make_model(context_length=32), compiled=compiled), slots=1, prefill_chunk=16, prefix_cache_bytes=10**6
     )
     found = [run(batcher, [make_request("a", [*range(20)], 5)])[0]]
     batcher.forget_prefixes()
@@ -381,9 +387,9 @@ def test_prompts_that_are_forgotten_are_read_again() -> None:
 
 
 @pytest.mark.parametrize("before", [0, 1, 2, 3])
-def test_a_text_that_slides_goes_on_beside_a_stream_of_long_prompts(before: int) -> None:
+def test_a_text_that_slides_goes_on_beside_a_stream_of_long_prompts(before: int, compiled: bool) -> None:
     """Prompts and windows are read in turns, whatever was read before: neither waits for the other to end."""
-    batcher = Batcher(Decoder(make_model(context_length=32), compiled=False), slots=6, prefill_chunk=16)
+    batcher = Batcher(Decoder(make_model(context_length=32), compiled=compiled), slots=6, prefill_chunk=16)
     dice = random.Random(1)
 
     def long_prompt(number: int) -> Request:
@@ -418,9 +424,9 @@ def test_alternatives_are_the_same_beside_a_text_that_asks_for_more() -> None:
     assert tops() == tops(make_request("two", [4, 5], num_logprobs=20))
 
 
-def test_of_a_long_prompt_only_its_last_window_counts() -> None:
+def test_of_a_long_prompt_only_its_last_window_counts(compiled: bool) -> None:
     """What comes before it may be left out, past the next windows too, unless its ids have a penalty of their own."""
-    decoder = Decoder(make_model(), compiled=False)
+    decoder = Decoder(make_model(), compiled=compiled)
     prompt = torch.randint(0, 257, (50,)).tolist()
 
     def text(prompt: list[int], **penalties: float) -> list[int]:
@@ -430,10 +436,10 @@ def test_of_a_long_prompt_only_its_last_window_counts() -> None:
     assert text(prompt, repetition=5.0) != text(prompt[-16:], repetition=5.0)
 
 
-def test_the_end_that_was_drawn_is_scored_as_the_other_ids_are() -> None:
+def test_the_end_that_was_drawn_is_scored_as_the_other_ids_are(compiled: bool) -> None:
     """Its log-probability is the model's own; nothing is said where nobody asks, or where the limit ends the text."""
     model, prompt = make_model(), [5, 6, 7]
-    batcher = Batcher(Decoder(model, compiled=False), slots=3)
+    batcher = Batcher(Decoder(model, compiled=compiled), slots=3)
     ids = greedy_without_cache(model, prompt, 8)
     end = next(token_id for token_id in ids if token_id != ids[0])
     before = ids[: ids.index(end)]
@@ -460,9 +466,9 @@ def resident_bytes() -> int:
 
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads Linux's /proc")
-def test_a_slot_takes_memory_when_it_is_used() -> None:
+def test_a_slot_takes_memory_when_it_is_used(compiled: bool) -> None:
     """Sixteen slots of 134 MB in all take nearly nothing at first, and one short text a part of one slot."""
-    decoder = Decoder(make_model(context_length=4096, d_model=64, num_heads=4, num_layers=4), compiled=False)
+    decoder = Decoder(make_model(context_length=4096, d_model=64, num_heads=4, num_layers=4), compiled=compiled)
     run(Batcher(decoder, slots=1), [make_request("warm", [1], 2)])
     before = resident_bytes()
     batcher = Batcher(decoder, slots=16)
@@ -496,9 +502,9 @@ def test_scores_of_a_long_prompt_take_little_memory() -> None:
     ],
     ids=str,
 )
-def test_a_request_that_cannot_be_answered_is_an_error(settings: dict[str, Any], message: str) -> None:
+def test_a_request_that_cannot_be_answered_is_an_error(settings: dict[str, Any], message: str, compiled: bool) -> None:
     """At once, and nothing is left of it."""
-    batcher = Batcher(Decoder(make_model(), compiled=False), slots=1, vocab_size=256)
+    batcher = Batcher(Decoder(make_model(), compiled=compiled), slots=1, vocab_size=256)
     with pytest.raises(ValueError, match=message):
         batcher.submit(Request(**{"request_id": "", "max_new_tokens": 1, **settings}))
     assert batcher.is_idle
@@ -507,7 +513,7 @@ def test_a_request_that_cannot_be_answered_is_an_error(settings: dict[str, Any],
 @pytest.mark.parametrize(
     "settings", [{"slots": 0}, {"slots": 1, "prefill_chunk": 8}, {"slots": 1, "prefill_chunk": 48}]
 )
-def test_a_batcher_that_cannot_be_is_an_error(settings: dict[str, Any]) -> None:
+def test_a_batcher_that_cannot_be_is_an_error(settings: dict[str, Any], compiled: bool) -> None:
     """No slot, or chunks that are not on the grid."""
     with pytest.raises(ValueError, match=r"batcher: (slots|prefill_chunk) must be"):
-        Batcher(Decoder(make_model(), compiled=False), **settings)
+        Batcher(Decoder(make_model(), compiled=compiled), **settings)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tests.inference.fast.test_decoder import VARIANTS, make_varied
-from transformerlm.inference.fast import compiled_step, uncompiled
+from transformerlm.inference.fast import choice, choice_kernels, compiled_step, step_kernels, uncompiled
 from transformerlm.inference.fast.decoder import Decoder
 from transformerlm.models.layers import FEED_FORWARDS
 
@@ -132,6 +132,7 @@ def test_a_step_that_cannot_be_compiled_is_the_plain_one(
     model = make_varied()
     plain = Decoder(model, reproducible=True)
     monkeypatch.setattr(plain, "_compiled", None)
+    monkeypatch.setattr(compiled_step, "_failures", [])
     uncompiled.warn_once.cache_clear()
     with torch.inference_mode():
         for decoder in (Decoder(model, reproducible=True), Decoder(model, reproducible=True)):
@@ -147,3 +148,103 @@ def test_a_step_that_cannot_be_compiled_is_the_plain_one(
             ]
             assert torch.equal(*steps)
     assert [record.message.count("No space left") for record in caplog.records] == [1]
+
+
+def test_a_failure_ends_all_trials(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """A single text is made all the same, and no other decoder of the process tries to compile."""
+
+    def fail(*_: object) -> None:
+        raise OSError("[Errno 28] No space left on device")
+
+    model, ids = make_varied(), torch.randint(257, (2, 12))
+    monkeypatch.setattr(compiled_step, "_failures", [])
+    uncompiled.warn_once.cache_clear()
+    decoder = Decoder(model)
+    monkeypatch.setattr(decoder._compiled, "_step", fail)
+    with torch.inference_mode():
+        cache = decoder.make_cache(2)
+        pieces = [decoder(part, cache=cache) for part in ids.split([5, 1, 6], dim=1)]
+        torch.testing.assert_close(torch.cat(pieces, dim=1), model(ids), rtol=1e-4, atol=1e-4)
+    assert "No space left" in caplog.text
+    assert compiled_step.why_not(model.settings, device=ids.device, dtype=torch.float32).startswith("OSError")
+    assert Decoder(model)._compiled is None
+
+
+def test_drawing_is_compiled_where_a_decoder_has_loaded_its_loops(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else the first ids of a short text would wait for the compiler."""
+    decoder = Decoder(make_varied())
+    monkeypatch.setattr(step_kernels.step, "_calls", {})
+    assert choice._kernels() is None
+    decoder.make_cache(1)
+    assert choice._kernels() is choice_kernels
+
+
+def test_what_one_decoder_found_out_the_next_one_knows() -> None:
+    """The one that serves the next checkpoint of a run tries nothing again."""
+    model = make_varied()
+    for compiled in (True, False):
+        earlier, later = (Decoder(model, reproducible=True, compiled=compiled) for _ in range(2))
+        later.take_findings(earlier)
+        assert later.reads_rows == earlier.reads_rows == compiled
+    plain, later = Decoder(model, compiled=False), Decoder(model)
+    later.take_findings(plain)
+    assert not later.reads_rows
+    plain.take_findings(Decoder(model))  # which has loops, and cannot give them
+    assert not plain.reads_rows
+
+
+@pytest.mark.parametrize("token_id", [257, -1, 10**12])
+def test_ids_and_places_that_are_not_there_are_refused(token_id: int) -> None:
+    """The loops check nothing: they would read what lies beside the embedding, or after the last rotation."""
+    decoder = Decoder(make_varied())
+    length = decoder.context_length
+    cache, slots = decoder.make_cache(1), decoder.make_slots(2)
+    for ids in ([[token_id]], [[1, token_id, 2]]):
+        with pytest.raises(IndexError, match=f"expected ids from 0 to 256 .* {token_id}"):
+            decoder(torch.tensor(ids), cache=cache)
+    with pytest.raises(IndexError, match="expected ids"):
+        decoder.step_slots([3, token_id], cache=slots, slots=[0, 1])
+    with pytest.raises(ValueError, match="exceed its max_length"):
+        decoder(torch.zeros(2, length + 1, dtype=torch.int64), cache=slots)
+    slots.lengths = [0, length]
+    for running in ([], [1]):
+        with pytest.raises(IndexError, match=f"places before {length}"):
+            decoder.read_rows(
+                [[1] * (length + (not running))], cache=slots, slots=[0], starts=[0], running=(running, running)
+            )
+
+
+def test_a_part_of_a_prompt_that_fails_lets_nobody_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next part waits for each of its layers, and the error is the caller's."""
+    decoder = Decoder(make_varied())
+    cache, loops = decoder.make_slots(1), decoder._compiled
+    assert loops is not None
+    make, parts = loops._make_scratch, []
+
+    def fail_first(*settings: object) -> object:
+        parts.append(settings)
+        if len(parts) == 1:
+            raise MemoryError
+        return make(*settings)
+
+    monkeypatch.setattr(loops, "_make_scratch", fail_first)
+    monkeypatch.setattr(compiled_step, "_LEAST_WORK", 1)
+    monkeypatch.setattr(compiled_step, "_IDS_TOGETHER", 1)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        with pytest.raises(MemoryError):
+            decoder.read_rows([[*range(16)]], cache=cache, slots=[0], starts=[0])
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_weights_may_lie_in_any_order() -> None:
+    """A decoder makes its own copy of an embedding, one row after the other."""
+    model, ids = make_varied(), torch.randint(257, (1, 9))
+    weight = model.token_embeddings.weight
+    weight.data = weight.data.T.contiguous().T
+    decoder = Decoder(model)
+    with torch.inference_mode():
+        found = decoder(ids, cache=decoder.make_cache(1))
+        torch.testing.assert_close(found, model(ids), rtol=1e-4, atol=1e-4)

@@ -58,7 +58,7 @@ class DecoderCache:
     @cached_property
     def arrays(self) -> tuple[Array, Array]:
         """The keys and values of all layers for compiled loops, as those have them."""
-        assert self.whole is not None, "made by `make_slots`"
+        assert self.whole is not None, "made for compiled loops, or by `make_slots`"
         return _in_blocks(self.whole.keys, self.keys_together).numpy(), self.whole.values.numpy()
 
     @cached_property

@@ -115,10 +115,9 @@ def _choose(logits: Tensor, group: _Group, uniforms: Floats) -> Ints:
 
 
 def _kernels() -> ModuleType | None:
-    """Return the compiled loops, where the decoder's are loaded: to load numba takes longer than to make a text."""
-    if "transformerlm.inference.fast.step_kernels" not in sys.modules:
-        return None
-    return _compiled_kernels()
+    """Return the compiled loops, where a decoder has loaded its own: to compile takes longer than to make a text."""
+    decoders = sys.modules.get("transformerlm.inference.fast.step_kernels")
+    return _compiled_kernels() if decoders is not None and decoders.step.is_loaded else None
 
 
 @cache

@@ -22,7 +22,7 @@ Ints = NDArray[np.int64]
 
 UNSURE = -2
 _MARGIN = 1e-9  # the sum of 100,000 numbers in fp64 is good to 1e-11
-_LANES, _BLOCK = 16, 128
+_BLOCK = 128
 # A weight's bucket is its exponent and the first bits of its fraction: 64 between a power of two and the next.
 _BUCKET_BITS = 17
 _BITS_OF_ONE = 0x3F800000

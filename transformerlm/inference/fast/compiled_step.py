@@ -94,7 +94,12 @@ class CompiledStep:
         self._work = sum(each.numel() for each in matrices)  # products for one row
 
     def __call__(self, token_ids: list[int], slots: list[int], cache: DecoderCache) -> Tensor:
-        """Return the logits `(rows, vocab_size)` after one more id in each of `slots`."""
+        """Return the logits `(rows, vocab_size)` after one more id in each of `slots`.
+
+        Raises:
+            IndexError: an id that the model does not have, or a slot that is full. The loops check nothing.
+        """
+        self._check(token_ids, max(cache.lengths[slot] for slot in slots), cache)
         logits = self._empty_logits(len(slots))
         if len(slots) == 1:  # the same with less around it
             self._compute(np.array([token_ids, slots, [cache.lengths[slots[0]]]]), cache, logits.numpy())
@@ -116,7 +121,14 @@ class CompiledStep:
 
         Return the vectors `(ids, d_model)` after the ids of each text, and the logits `(rows, vocab_size)` after those
         of the others. Parts of texts and of others are taken in turns.
+
+        Raises:
+            IndexError: as for a step.
         """
+        for ids, start in zip(chunks, starts, strict=True):
+            self._check(ids, start + len(ids) - 1, cache)
+        if running[1]:
+            self._check(running[0], max(cache.lengths[slot] for slot in running[1]), cache)
         numbers = np.concatenate(
             [
                 np.array([ids, [slot] * len(ids), range(start, start + len(ids))])
@@ -133,6 +145,13 @@ class CompiledStep:
         # In turns, since a text's second part cannot begin with its first.
         share([task for pair in zip_longest(reads, steps) for task in pair if task is not None], threads)
         return list(torch.split(vectors[:count], [len(ids) for ids in chunks])), logits[: len(running[1])]
+
+    def _check(self, ids: Sequence[int], last: int, cache: DecoderCache) -> None:
+        if not (min(ids) >= 0 and max(ids) < self._vocab_size and last < cache.max_length):
+            raise IndexError(
+                f"expected ids from 0 to {self._vocab_size - 1} at places before {cache.max_length}, "
+                f"found {min(ids)} to {max(ids)}, the last at {last}"
+            )
 
     def _threads(self, count: int) -> int:
         """Return how many threads are worth their while for so many ids."""
@@ -170,8 +189,8 @@ class CompiledStep:
 
         Write the vectors `(rows, d_model)`.
         """
-        run = self._runner(numbers, cache.arrays, vectors, np.empty((0, self._vocab_size), np.float32))
         try:
+            run = self._runner(numbers, cache.arrays, vectors, np.empty((0, self._vocab_size), np.float32))
             for layer, done in enumerate(after):
                 if before:
                     before[layer].wait()
@@ -186,7 +205,12 @@ class CompiledStep:
         count = len(vectors)
         padded = torch.nn.functional.pad(vectors, (0, 0, 0, _filled_up(count) - count))
         logits = self._empty_logits(count)
-        self._runner(np.empty((3, 0), np.int64), self._no_texts, padded.numpy(), logits.numpy())(0, 0)
+        nothing, threads = np.empty((3, 0), np.int64), self._threads(count)
+        runners = [
+            self._runner(nothing, self._no_texts, padded[part].numpy(), logits[part].numpy())
+            for part in _parts(len(padded), threads)
+        ]
+        share([partial(run, 0, 0) for run in runners], threads)
         return logits[:count]
 
     def _compute(self, numbers: Numbers, cache: DecoderCache, logits: Floats) -> None:
@@ -240,7 +264,15 @@ def why_not(settings: ModelSettings, *, device: torch.device, dtype: torch.dtype
         return 'not norm_position = "post"'
     if settings.ffn not in _COMPILED_FFNS:
         return f"not ffn = {settings.ffn!r}"
-    return _missing() or ("" if always or _stays() else "the machine code cannot be kept")
+    return _missing() or "".join(_failures) or ("" if always or _stays() else "the machine code cannot be kept")
+
+
+_failures: list[str] = []
+
+
+def note_failure(reason: str) -> None:
+    """Have no other decoder of this process try what could not be compiled."""
+    _failures[:] = [reason]
 
 
 @cache
@@ -261,5 +293,5 @@ def _stays() -> bool:
     """Return whether the step's machine code is on the disk, or can be written there."""
     try:
         return can_keep() or is_kept(Path(__file__).parent, "step_kernels.step")
-    except OSError:  # compiling says what is wrong
+    except Exception:  # of many types; compiling says what is wrong
         return False

@@ -4,7 +4,7 @@ At one row a step, the model spends a third of its time between the matrix produ
 that is slow for one row. Here
 
 - query, key and value are one matrix, and so are the two of SwiGLU, each in the layouts of `packed_linear`;
-- the gain of a norm is multiplied into the matrix after it, and residuals are added inside products of several rows;
+- the gain of a norm is multiplied into the matrix after it, but for int8, and residuals are added inside products;
 - keys are stored transposed, as the scores read them, in memory allocated once; on a CPU embedding bags read them;
 - each row of the cache has its own length, so that sequences of different lengths are decoded together;
 - a step of a small model in fp32 on a CPU is one call of compiled loops (`compiled_step`), where numba is installed.
@@ -33,7 +33,7 @@ from transformerlm.inference.fast.cache import (
     SlotPositions,
     check_room,
 )
-from transformerlm.inference.fast.compiled_step import CompiledStep, why_not
+from transformerlm.inference.fast.compiled_step import CompiledStep, note_failure, why_not
 from transformerlm.inference.fast.cuda_graph import CapturedStep
 from transformerlm.inference.fast.decoder_layer import Layer, Norm, by_rows
 from transformerlm.inference.fast.embedding_bag_matvec import KEY_BLOCK, has_fast_kernel
@@ -87,7 +87,8 @@ class Decoder:
         check_known(model.hparams())
         settings, weights = model.settings, _group_by_layer(plain_weights(model))
         self.vocab_size, self.context_length = model.vocab_size, model.context_length
-        self._embedding = weights[""]["token_embeddings"].clone()  # (vocab_size, d_model)
+        embedding = weights[""]["token_embeddings"]
+        self._embedding = embedding.clone(memory_format=torch.contiguous_format)  # (vocab_size, d_model)
         self.device, self.dtype = self._embedding.device, self._embedding.dtype
         if self.device.type == "cpu" and self.dtype == torch.bfloat16:
             self.dtype = torch.float32
@@ -126,9 +127,7 @@ class Decoder:
         if length > self.context_length:
             raise ValueError(f"KV cache: max_length {length} exceeds the model's context_length {self.context_length}")
         if self._has_loops:
-            cache = self._allocate(batch_size, length, torch.empty)
-            cache.max_length = length  # the memory is in whole blocks
-            return cache
+            return self._allocate(batch_size, length, torch.empty)
         # Zeros: what is masked is multiplied by 0, and 0 times the NaN of unset memory would be NaN.
         zeros = partial(torch.zeros, batch_size, self._kv_heads, device=self.device, dtype=self.dtype)
         whole_blocks = -(-length // KEY_BLOCK) * KEY_BLOCK
@@ -146,7 +145,11 @@ class Decoder:
         shape = partial(make, len(self._layers), num_slots, self._kv_heads, device=self.device, dtype=self.dtype)
         whole = LayerKV(shape(self._d_head, whole_blocks), shape(whole_blocks, self._d_head))
         layers = [LayerKV(*layer) for layer in zip(*whole, strict=True)]
-        return DecoderCache(layers, self._num_heads, whole, self._compiled.keys_together if self._compiled else 0)
+        if self._compiled is None:
+            return DecoderCache(layers, self._num_heads, whole)
+        cache = DecoderCache(layers, self._num_heads, whole, self._compiled.keys_together)
+        cache.max_length = length  # the memory is in whole blocks
+        return cache
 
     def __call__(self, token_ids: Tensor, *, cache: DecoderCache, last_only: bool = False) -> Tensor:
         """Append ids `(batch, seq)` to the cache and return the logits after each, `(batch, seq, vocab_size)`.
@@ -192,6 +195,7 @@ class Decoder:
 
         All shapes depend on the cache's memory alone, and nothing is read back to the host.
         """
+        assert not cache.keys_together, "compiled loops have a step of their own"
         positions_of = RaggedPositions(positions, cache.max_length, self.dtype)
         return self._logits(self._blocks(token_ids, positions_of, cache.layers))
 
@@ -201,6 +205,7 @@ class Decoder:
         Several slots must start at 0. `head` makes logits of the vectors. The caller counts `cache.lengths`.
         """
         batch_size, seq_len = token_ids.shape
+        assert not cache.keys_together, "compiled loops read by `read_rows`"
         assert batch_size == 1 or start == 0, f"{batch_size} slots from position {start} on"
         if batch_size > 1:
             positions: NewPositions = ChunkPositions(slots, seq_len, self.device, self.dtype)
@@ -270,7 +275,8 @@ class Decoder:
 
     def take_findings(self, earlier: Decoder) -> None:
         """Take over what an earlier decoder of the same sizes has found out about this machine."""
-        self.steps_all_slots, self._has_loops = earlier.steps_all_slots, earlier._has_loops
+        self.steps_all_slots = earlier.steps_all_slots
+        self._has_loops = earlier._has_loops and self._compiled is not None
         self._compiled = self._compiled if self._has_loops else None
 
     @cached_property
@@ -286,6 +292,7 @@ class Decoder:
                 works = True
         except Exception as error:  # of many types: LLVM's, a full disk, a folder that cannot be written
             warn_once("the step of the model", reason_of(error))
+            note_failure(reason_of(error))
             works = False
         self._compiled = self._compiled if works else None
         return works

@@ -1,4 +1,4 @@
-"""What the compiled loops need of numba: the decorator, and what is said in LLVM's own terms.
+"""What the compiled loops need of numba: the decorator, and the names of `instructions.py`.
 
 numba is imported where a loop has to be compiled, and not where its machine code is kept (`utils/kernel.py`).
 
