@@ -219,7 +219,7 @@ class Decoder:
     @property
     def reads_rows(self) -> bool:
         """Whether prompts are read by `read_rows`, which computes each id alone; else by `read_chunk`."""
-        return not self.steps_all_slots and self._compiled is not None
+        return self._has_loops
 
     def read_rows(
         self,

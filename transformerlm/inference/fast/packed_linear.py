@@ -13,7 +13,6 @@ Part of: decoder
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Protocol
 
 import torch
@@ -34,8 +33,9 @@ GROUP = 512
 _INT8_MAX_ROWS = 16
 MOST_EQUAL_ROWS = 32
 """For how many rows a reproducible product gives each the same bits."""
-# The int8 kernel takes blocks of input features; where the last block is not whole, it reads on after the weights.
-_INT8_BLOCK = 32
+# The int8 kernel takes blocks of input features, as oneDNN does in bfloat16; where the last one is not whole, it reads
+# on after the weights.
+_BLOCK = 32
 
 
 class PackedLinear(Protocol):
@@ -53,10 +53,10 @@ def pack(weight: Tensor, *, int8: bool = False, reproducible: bool = False) -> P
 
     With `reproducible` a row's bits do not depend on the other rows.
     """
-    if reproducible:
-        return ReproducibleLinear(weight, int8=int8)
     if int8:
-        return Int8Linear(weight)
+        return Int8Linear(weight, reproducible=reproducible)
+    if reproducible:
+        return ReproducibleLinear(weight)
     return OneDnnLinear(weight) if _has_blocked_layout(weight) else PlainLinear(weight)
 
 
@@ -105,9 +105,11 @@ class Int8Linear:
 
     A scale is the greatest weight of its group over 127. It is rounded to bfloat16 before the weights are divided by
     it, so it adds no error of its own.
+
+    With `reproducible` the result for a row does not depend on the other rows, for 2 to `MOST_EQUAL_ROWS` of them.
     """
 
-    def __init__(self, weight: Tensor, *, has_strips: bool = True) -> None:
+    def __init__(self, weight: Tensor, *, reproducible: bool = False) -> None:
         wide = _in_groups(weight.float())
         # A group of zeros has the scale `tiny` instead of 0, by which nothing can be divided.
         scales = (wide.abs().amax(dim=2) / 127).clamp_min(torch.finfo(torch.float32).tiny)
@@ -116,10 +118,13 @@ class Int8Linear:
         self.levels = levels.to(torch.int8)  # (groups, out_features, size)
         self._in_features = weight.shape[1]
         self._padding = len(levels) * levels.shape[2] - self._in_features
-        by_bags = has_strips and has_fast_kernel(weight.device)
+        self._is_reproducible = reproducible
+        by_bags = not reproducible and has_fast_kernel(weight.device)
         self._matvec = Int8EmbeddingBagMatvec(self.levels, self.scales.float()) if by_bags else None
 
     def __call__(self, x: Tensor) -> Tensor:
+        if self._is_reproducible and _INT8_MAX_ROWS < len(x) <= MOST_EQUAL_ROWS:
+            return torch.cat([self(rows) for rows in torch.split(x, _INT8_MAX_ROWS)])
         if self._padding:
             x = F.pad(x, (0, self._padding))
         if len(x) == 1 and self._matvec is not None:
@@ -160,7 +165,7 @@ def _in_groups(weight: Tensor) -> Tensor:
     """
     out_features, in_features = weight.shape
     groups = -(-in_features // GROUP)
-    size = -(-in_features // (groups * _INT8_BLOCK)) * _INT8_BLOCK
+    size = -(-in_features // (groups * _BLOCK)) * _BLOCK
     padded = F.pad(weight, (0, groups * size - in_features))
     return padded.view(out_features, groups, size).transpose(0, 1).contiguous()
 
@@ -170,25 +175,20 @@ class ReproducibleLinear:
 
     This was found by trials, and `Decoder` tests it on its own machine. In fp32, oneDNN sums one row of more than 1,024
     features in another order than several; in bfloat16, rows of features that fill no whole blocks, and more than 32
-    rows. The int8 kernel takes 16 rows at a time.
+    rows.
     """
 
-    def __init__(self, weight: Tensor, *, int8: bool) -> None:
-        self._padding = -weight.shape[1] % _INT8_BLOCK
+    def __init__(self, weight: Tensor) -> None:
+        self._padding = -weight.shape[1] % _BLOCK
         weight = F.pad(weight, (0, self._padding))  # features of zeros
-        make: Callable[..., Int8Linear | OneDnnLinear] = Int8Linear if int8 else OneDnnLinear
-        has_layout = int8 or _has_blocked_layout(weight)
-        self._linear: PackedLinear = make(weight, has_strips=False) if has_layout else PlainLinear(weight)
-        self._is_grouped = int8
+        has_layout = _has_blocked_layout(weight)
+        self._linear: PackedLinear = OneDnnLinear(weight, has_strips=False) if has_layout else PlainLinear(weight)
 
     def __call__(self, x: Tensor) -> Tensor:
-        x = self._pad(x)
-        if self._is_grouped and _INT8_MAX_ROWS < len(x) <= MOST_EQUAL_ROWS:
-            return torch.cat([self._linear(rows) for rows in torch.split(x, _INT8_MAX_ROWS)])
-        return self._linear(x)
+        return self._linear(self._pad(x))
 
     def add(self, x: Tensor, residual: Tensor) -> Tensor:
-        return residual + self(x) if self._is_grouped else self._linear.add(self._pad(x), residual)
+        return self._linear.add(self._pad(x), residual)
 
     def _pad(self, x: Tensor) -> Tensor:
         return F.pad(x, (0, self._padding)) if self._padding else x
